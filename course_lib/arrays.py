@@ -1,0 +1,248 @@
+"""Arrays of NumPy and PyTorch behind one interface, and the checks at the boundary.
+
+The library is real-valued. Namespace, dtype and device of a result are those of the
+arguments; integers become the namespace's default floating type.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_array_api_obj, is_torch_array
+
+__all__ = [
+    "as_count",
+    "as_real",
+    "as_scalar",
+    "asarray_like",
+    "check_alike",
+    "inner",
+    "namespace",
+    "norm",
+    "to_float",
+    "zeros",
+]
+
+Array = Any
+
+
+def namespace(*arrays: Array):
+    """Return the array namespace that all arguments share.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not an array, or two belong to different libraries.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> namespace(np.ones(3)).__name__
+    'array_api_compat.numpy'
+    """
+    for x in arrays:
+        if not is_array_api_obj(x):
+            raise ValueError(
+                "every argument must be an array: expected a NumPy array or a PyTorch tensor, "
+                f"got {type(x).__name__}"
+            )
+    try:
+        return array_namespace(*arrays)
+    except TypeError:
+        kinds = sorted({type(x).__module__.split(".")[0] for x in arrays})
+        raise ValueError(
+            f"all arrays must come from one library: got {' and '.join(kinds)}"
+        ) from None
+
+
+def as_real(
+    x: Array, name: str, *, shape: tuple[int, ...] | None = None, ndim: int | None = None
+) -> Array:
+    """Return ``x`` as a real, finite, non-empty floating-point array, or say what is wrong.
+
+    Parameters
+    ----------
+    x : array
+        NumPy array or torch tensor. Integers and booleans become the default float.
+    name : str
+        What the caller calls this argument; it opens every message.
+    shape, ndim : optional
+        The expected shape, or the expected number of dimensions.
+
+    Raises
+    ------
+    ValueError
+        For lists, complex or half-precision numbers, NaN or infinity, empty arrays, and
+        shapes other than the expected one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_real(np.array([1, 2]), "y").dtype
+    dtype('float64')
+    >>> as_real([1.0, 2.0], "y")
+    Traceback (most recent call last):
+    ...
+    ValueError: y must be an array: expected a NumPy array or a PyTorch tensor, got list
+    """
+    if not is_array_api_obj(x) or isinstance(x, (np.matrix, np.ma.MaskedArray, np.generic)):
+        raise ValueError(
+            f"{name} must be an array: expected a NumPy array or a PyTorch tensor, "
+            f"got {type(x).__name__}"
+        )
+    xp = array_namespace(x)
+    if isinstance(x, np.ndarray) and x.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must hold numbers: expected real numbers, got dtype {x.dtype}")
+    if xp.isdtype(x.dtype, "complex floating"):
+        raise ValueError(f"{name} must be real: expected real numbers, got dtype {x.dtype}")
+    if xp.isdtype(x.dtype, ("bool", "integral")):
+        x = xp.astype(x, xp.asarray(0.0).dtype)
+    if x.dtype not in (xp.float32, xp.float64):
+        raise ValueError(
+            f"{name} must be in single or double precision: expected float32 or float64, "
+            f"got {x.dtype}"
+        )
+    if shape is not None and tuple(x.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} has the wrong shape: expected {tuple(shape)}, got {tuple(x.shape)}"
+        )
+    if ndim is not None and x.ndim != ndim:
+        raise ValueError(
+            f"{name} has the wrong number of dimensions: expected {ndim}, "
+            f"got {x.ndim} (shape {tuple(x.shape)})"
+        )
+    if math.prod(x.shape) == 0:
+        raise ValueError(
+            f"{name} must not be empty: expected at least one entry, got shape {tuple(x.shape)}"
+        )
+    if not bool(xp.all(xp.isfinite(x))):
+        raise ValueError(f"{name} must be finite: expected no NaN and no infinity, got some")
+    return x
+
+
+def as_scalar(
+    value: float, name: str, *, minimum: float | None = None, positive: bool = False
+) -> float:
+    """Return ``value`` as a finite Python float, at least ``minimum``, positive if asked.
+
+    Examples
+    --------
+    >>> as_scalar(-1.0, "lam", positive=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: lam must be positive: expected a number > 0, got -1.0
+    """
+    if isinstance(value, (bool, str, complex)) or getattr(value, "ndim", 0) != 0:
+        raise ValueError(f"{name} must be one real number: got {value!r}")
+    if getattr(value, "requires_grad", False):
+        raise ValueError(
+            f"{name} must be a plain number: a tensor that requires grad would lose its gradient "
+            "here, pass float(value.detach())"
+        )
+    try:
+        number = to_float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be one real number: got {type(value).__name__}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite: got {number}")
+    if positive and not number > 0:
+        raise ValueError(f"{name} must be positive: expected a number > 0, got {number}")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} is too small: expected at least {minimum}, got {number}")
+    return number
+
+
+def as_count(value: int, name: str, *, minimum: int = 0, maximum: int | None = None) -> int:
+    """Return ``value`` as a Python integer between ``minimum`` and ``maximum``.
+
+    Examples
+    --------
+    >>> as_count(2.5, "rank")
+    Traceback (most recent call last):
+    ...
+    ValueError: rank must be a whole number: got 2.5
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number: got {value!r}")
+    number = value.__index__()
+    if number < minimum or (maximum is not None and number > maximum):
+        upper = "" if maximum is None else f" and at most {maximum}"
+        raise ValueError(
+            f"{name} is out of range: expected at least {minimum}{upper}, got {number}"
+        )
+    return number
+
+
+def asarray_like(values: Array, like: Array | None) -> Array:
+    """Return ``values`` in the namespace, dtype and device of ``like`` (None: NumPy float64).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> asarray_like([1, 2], np.ones(1, dtype=np.float32)).dtype
+    dtype('float32')
+    """
+    if like is None:
+        return np.asarray(values, dtype=np.float64)
+    xp = namespace(like)
+    return xp.asarray(values, dtype=like.dtype, device=device(like))
+
+
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Return zeros of the given shape in the namespace, dtype and device of ``like``."""
+    return namespace(like).zeros(shape, dtype=like.dtype, device=device(like))
+
+
+def check_alike(x: Array, name: str, like: Array, like_name: str) -> None:
+    """Raise ``ValueError`` unless ``x`` has the library, dtype and device of ``like``."""
+    namespace(x, like)
+    if x.dtype != like.dtype:
+        raise ValueError(
+            f"{name} and {like_name} must have one dtype: expected {like.dtype}, got {x.dtype}"
+        )
+    if device(x) != device(like):
+        raise ValueError(
+            f"{name} and {like_name} must be on one device: "
+            f"expected {device(like)}, got {device(x)}"
+        )
+
+
+def inner(x: Array, y: Array) -> Array:
+    r"""Return the inner product :math:`\langle x,y\rangle=\sum_i x_iy_i`, a 0-d array.
+
+    Arrays keep their shape: for pictures the sum runs over all pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(inner(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])))
+    11.0
+    """
+    xp = array_namespace(x, y)
+    return xp.vecdot(xp.reshape(x, (-1,)), xp.reshape(y, (-1,)))
+
+
+def norm(x: Array) -> Array:
+    r"""Return :math:`\|x\|=\sqrt{\langle x,x\rangle}`, a 0-d array.
+
+    Under automatic differentiation the derivative at :math:`x=0` is 0, an element of the
+    subdifferential there; the plain square root would give NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(norm(np.array([3.0, 4.0])))
+    5.0
+    """
+    xp = array_namespace(x)
+    square = inner(x, x)
+    if is_torch_array(x) and x.requires_grad:
+        positive = square > 0
+        safe = xp.where(positive, square, xp.ones_like(square))
+        return xp.where(positive, xp.sqrt(safe), xp.zeros_like(square))
+    return xp.sqrt(square)
+
+
+def to_float(x: Array) -> float:
+    """Return a 0-d array (or a number) as a Python float, cut off from autograd."""
+    return float(x.detach() if is_torch_array(x) else x)

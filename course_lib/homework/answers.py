@@ -1,0 +1,73 @@
+"""Take the answers, and nothing else, from a student's notebook into a pristine one.
+
+An answer cell is found by nbgrader's ``grade_id``; where that is lost, by the cell's id; where that
+is lost too, by the name that the cell defines. A cell that is still the stub gives way to another
+one with an answer. Everything else in the student's notebook is left behind: check cells, other
+cells, outputs, metadata.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from course_lib.homework.notebook import defined_names, grade_id, role
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one answer cell: its source, and a remark when that needs saying."""
+
+    source: str
+    found: bool
+    unchanged: bool
+    remark: str = ""
+
+
+def find_answers(student: Any, pristine: Any) -> dict[int, Answer]:
+    """The student's source for each answer cell of the pristine notebook, by its index there."""
+    return {
+        index: _find(student, cell)
+        for index, cell in enumerate(pristine.cells)
+        if role(cell) in ("answer", "manual")
+    }
+
+
+def _find(student: Any, cell: Any) -> Answer:
+    same_kind = [other for other in student.cells if other.cell_type == cell.cell_type]
+    names = set(defined_names(cell.source)) if cell.cell_type == "code" else set()
+    searches = (
+        ("", [other for other in same_kind if grade_id(other) == grade_id(cell)]),
+        ("", [other for other in same_kind if other.get("id") == cell.get("id")]),
+        (
+            f"found by the name {', '.join(sorted(names))}",
+            [other for other in same_kind if names & set(defined_names(other.source))],
+        ),
+    )
+    found = False
+    for remark, candidates in searches:
+        found = found or bool(candidates)
+        written = [other.source for other in candidates if not _same(other.source, cell.source)]
+        written = [source for source in written if source.strip()]
+        if not written:
+            continue
+        if len({source.strip() for source in written}) > 1:
+            remark = f"{len(written)} cells hold an answer; the last one counts"
+        return Answer(written[-1], found=True, unchanged=False, remark=remark)
+    remark = "" if found else "its answer cell is missing from your notebook"
+    return Answer(cell.source, found=found, unchanged=True, remark=remark)
+
+
+def _same(first: str, second: str) -> bool:
+    return [line.rstrip() for line in first.strip().split("\n")] == [
+        line.rstrip() for line in second.strip().split("\n")
+    ]
+
+
+def with_answers(pristine: Any, answers: dict[int, Answer]) -> Any:
+    """A copy of the pristine notebook with the answers in their cells."""
+    notebook = copy.deepcopy(pristine)
+    for index, answer in answers.items():
+        notebook.cells[index].source = answer.source
+    return notebook

@@ -1,0 +1,691 @@
+"""Linear operators: a map, its adjoint, and their shapes.
+
+An operator keeps the shape of its arrays (a picture stays two-dimensional) and takes the
+namespace, dtype and device from what it is applied to. Each one is shipped with its adjoint,
+the operator with :math:`\\langle Ax,v\\rangle=\\langle x,A^\\top v\\rangle` for all x and v.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+
+from .arrays import (
+    Array,
+    as_count,
+    as_real,
+    as_scalar,
+    asarray_like,
+    check_alike,
+    inner,
+    norm,
+    to_float,
+    zeros,
+)
+
+__all__ = [
+    "LinearOperator",
+    "as_operator",
+    "convolution",
+    "difference",
+    "golub_kahan",
+    "gradient",
+    "identity",
+    "integration",
+    "matrix",
+    "stack",
+    "subsampling",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearOperator:
+    r"""A linear map :math:`A` with its adjoint :math:`A^\top`.
+
+    Attributes
+    ----------
+    apply, adjoint : callable
+        :math:`x\mapsto Ax` and :math:`v\mapsto A^\top v`. They must not change their argument.
+    in_shape, out_shape : tuple of int
+        Shapes of x and of Ax.
+    name : str
+        Appears in error messages.
+    like : array or None
+        An array whose namespace, dtype and device the operator is bound to; None for operators
+        that hold no numbers (differences, say) and take any.
+    matrix : array or None
+        The dense matrix, where the operator is one.
+    shift_invariant : bool
+        True if the operator commutes with cyclic shifts (periodic boundary): then the Fourier
+        transform diagonalizes it.
+    exact_norm : float or None
+        :math:`\|A\|`, where a formula gives it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = matrix(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> A @ np.array([1.0, 1.0])
+    array([3., 7.])
+    >>> (2 * A.H @ A).to_dense()
+    array([[20., 28.],
+           [28., 40.]])
+    """
+
+    apply: Callable[[Array], Array]
+    adjoint: Callable[[Array], Array]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    name: str = "operator"
+    like: Any = None
+    matrix: Any = None
+    shift_invariant: bool = False
+    exact_norm: float | None = None
+
+    # NumPy must hand ``array @ operator`` over to us, where it is refused with words.
+    __array_ufunc__ = None
+
+    @property
+    def H(self) -> "LinearOperator":
+        """The adjoint as an operator; for a real matrix, the transpose."""
+        return LinearOperator(
+            self.adjoint,
+            self.apply,
+            self.out_shape,
+            self.in_shape,
+            f"adjoint of {self.name}",
+            self.like,
+            None if self.matrix is None else self.matrix.T,
+            self.shift_invariant,
+            self.exact_norm,
+        )
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, LinearOperator):
+            return self._compose(other)
+        if not hasattr(other, "shape"):
+            raise ValueError(
+                f"{self.name} acts on arrays: expected a NumPy array or a PyTorch tensor, "
+                f"got {type(other).__name__}"
+            )
+        if tuple(other.shape) != self.in_shape:
+            raise ValueError(
+                f"{self.name} has the wrong argument: expected shape {self.in_shape}, "
+                f"got {tuple(other.shape)}"
+            )
+        if self.like is not None:
+            check_alike(other, "the argument", self.like, self.name)
+        return self.apply(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        raise ValueError(f"{self.name} stands on the left: write A @ x, and A.H @ x for x @ A")
+
+    def _compose(self, other: "LinearOperator") -> "LinearOperator":
+        if self.in_shape != other.out_shape:
+            raise ValueError(
+                f"A @ B needs the output shape of B as the input shape of A: expected "
+                f"{self.in_shape}, got {other.out_shape}"
+            )
+        both = self.matrix is not None and other.matrix is not None
+        return LinearOperator(
+            lambda x: self @ (other @ x),
+            lambda v: other.H @ (self.H @ v),
+            other.in_shape,
+            self.out_shape,
+            f"({self.name})({other.name})",
+            _common_like(self, other),
+            self.matrix @ other.matrix if both else None,
+            self.shift_invariant and other.shift_invariant,
+        )
+
+    def __add__(self, other: "LinearOperator") -> "LinearOperator":
+        if not isinstance(other, LinearOperator):
+            raise ValueError(f"A + B needs two operators: got {type(other).__name__}")
+        if (self.in_shape, self.out_shape) != (other.in_shape, other.out_shape):
+            raise ValueError(
+                f"A + B needs equal shapes: expected {self.in_shape} -> {self.out_shape}, "
+                f"got {other.in_shape} -> {other.out_shape}"
+            )
+        both = self.matrix is not None and other.matrix is not None
+        return LinearOperator(
+            lambda x: self @ x + other @ x,
+            lambda v: self.H @ v + other.H @ v,
+            self.in_shape,
+            self.out_shape,
+            f"{self.name} + {other.name}",
+            _common_like(self, other),
+            self.matrix + other.matrix if both else None,
+            self.shift_invariant and other.shift_invariant,
+        )
+
+    def __mul__(self, factor: float) -> "LinearOperator":
+        factor = as_scalar(factor, "factor")
+        return replace(
+            self,
+            apply=lambda x: factor * self.apply(x),
+            adjoint=lambda v: factor * self.adjoint(v),
+            name=f"{factor:g} {self.name}",
+            matrix=None if self.matrix is None else factor * self.matrix,
+            exact_norm=None if self.exact_norm is None else abs(factor) * self.exact_norm,
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "LinearOperator":
+        return self * -1.0
+
+    def __sub__(self, other: "LinearOperator") -> "LinearOperator":
+        return self + (-other)
+
+    def norm(self, *, rtol: float = 1e-3, like: Array | None = None) -> float:
+        r"""Return :math:`\|A\|`, the largest singular value.
+
+        Exact where a formula is known. Otherwise Golub-Kahan bidiagonalization from a seeded
+        random vector, until the residual of the largest Ritz pair is at most ``rtol`` times the
+        value. That value never exceeds :math:`\|A\|` (up to rounding).
+
+        Parameters
+        ----------
+        rtol : float
+            Relative tolerance of the estimate.
+        like : array, optional
+            Sets namespace, dtype and device for operators that are bound to none.
+        """
+        if self.exact_norm is not None:
+            return self.exact_norm
+        like = self.like if like is None else like
+        shape, small = self.out_shape, min(math.prod(self.in_shape), math.prod(self.out_shape))
+        start = asarray_like(np.random.default_rng(0).standard_normal(shape), like)
+        for steps in (10, 20, 40, 80, 160, 320):
+            B = golub_kahan(self, start, min(steps, small))[2]
+            P, s, _ = np.linalg.svd(B)
+            # With u = U p and v = V q the leading pair has Av = su exactly, and
+            # ‖Aᵀu − sv‖ ≤ ‖A‖ |last entry of p|. A space that is used up leaves no residual.
+            if steps >= small or B.shape[1] < steps or abs(P[-1, 0]) <= rtol:
+                break
+        return float(s[0]) if s.size else 0.0
+
+    def to_dense(self, like: Array | None = None) -> Array:
+        """Return the matrix, shape (size of output, size of input); columns are A e_j."""
+        if self.matrix is not None:
+            return self.matrix
+        size = math.prod(self.in_shape)
+        eye = asarray_like(np.eye(size), self.like if like is None else like)
+        xp = array_namespace(eye)
+        units = (xp.reshape(eye[j, :], self.in_shape) for j in range(size))
+        return xp.stack([xp.reshape(self @ unit, (-1,)) for unit in units], axis=1)
+
+    def to_scipy(self):
+        """Return a ``scipy.sparse.linalg.LinearOperator`` on flattened NumPy arrays."""
+        from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+        if self.like is not None and not isinstance(self.like, np.ndarray):
+            raise ValueError(f"to_scipy needs NumPy arrays: {self.name} holds others")
+        return ScipyOperator(
+            (math.prod(self.out_shape), math.prod(self.in_shape)),
+            matvec=lambda x: np.ravel(self @ np.reshape(x, self.in_shape)),
+            rmatvec=lambda v: np.ravel(self.H @ np.reshape(v, self.out_shape)),
+            dtype=np.float64 if self.like is None else self.like.dtype,
+        )
+
+
+def _common_like(*operators: LinearOperator) -> Any:
+    """Return the array that binds a combination of operators, checked for agreement."""
+    bound = [op for op in operators if op.like is not None]
+    for op in bound[1:]:
+        check_alike(op.like, op.name, bound[0].like, bound[0].name)
+    return bound[0].like if bound else None
+
+
+def as_operator(A: Any) -> LinearOperator:
+    """Return ``A`` itself if it is an operator, else ``matrix(A)``."""
+    return A if isinstance(A, LinearOperator) else matrix(A)
+
+
+def _is_sparse(M: Any) -> bool:
+    if type(M).__module__.startswith("scipy.sparse"):
+        return True
+    return is_torch_array(M) and str(M.layout) != "torch.strided"
+
+
+def _sparse(M: Any) -> tuple[Any, Any, Any]:
+    """Return a sparse matrix, its transpose, and an array of its kind, all validated."""
+    if is_torch_array(M):
+        csr = M.to_sparse_csr()
+        values = as_real(csr.values(), "the sparse matrix")
+        return csr, M.to_sparse_coo().T.to_sparse_csr(), values
+    csr = M.tocsr()
+    values = as_real(csr.data, "the sparse matrix")
+    csr = csr.astype(values.dtype)
+    return csr, csr.T.tocsr(), values
+
+
+def matrix(M: Any) -> LinearOperator:
+    r"""Return the operator :math:`x\mapsto Mx` of a dense or sparse matrix, shape (m, n).
+
+    Parameters
+    ----------
+    M : array or sparse matrix
+        NumPy array, torch tensor, ``scipy.sparse`` matrix, or sparse torch tensor.
+
+    Raises
+    ------
+    ValueError
+        If ``M`` is not two-dimensional, real, finite and non-empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = matrix(np.array([[1.0, 2.0, 3.0]]))
+    >>> A.H @ np.array([2.0])
+    array([2., 4., 6.])
+    """
+    if isinstance(M, LinearOperator):
+        return M
+    if _is_sparse(M):
+        M, transposed, like = _sparse(M)
+        m, n = M.shape
+        return LinearOperator(
+            lambda x: M @ x, lambda v: transposed @ v, (n,), (m,), "sparse matrix", like
+        )
+    M = as_real(M, "the matrix", ndim=2)
+    m, n = M.shape
+    return LinearOperator(lambda x: M @ x, lambda v: M.T @ v, (n,), (m,), "matrix", M, M)
+
+
+def identity(shape: int | tuple[int, ...]) -> LinearOperator:
+    """Return the identity on arrays of the given shape."""
+    shape = _as_shape(shape)
+    return LinearOperator(
+        lambda x: x, lambda v: v, shape, shape, "identity", shift_invariant=True, exact_norm=1.0
+    )
+
+
+def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
+    if not sizes:
+        raise ValueError("shape must name at least one dimension: got ()")
+    return tuple(as_count(size, "each size of the shape", minimum=1) for size in sizes)
+
+
+def _choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {value!r}")
+    return value
+
+
+def convolution(
+    psf: Array, shape: int | tuple[int, ...], *, boundary: str = "periodic"
+) -> LinearOperator:
+    r"""Return the convolution :math:`(Ax)_i=\sum_j p_{j}\,x_{i-j}` with a centred kernel.
+
+    Computed with the fast Fourier transform, in one dimension or two. The entry of ``psf`` at
+    index ``size // 2`` (in each dimension) is :math:`p_0`.
+
+    Parameters
+    ----------
+    psf : array
+        Point-spread function, no larger than ``shape``; it fixes namespace, dtype and device.
+    shape : int or tuple
+        Shape of x, and of Ax.
+    boundary : {"periodic", "zero"}
+        What x is outside its domain: repeated, or zero. Only the periodic operator is
+        diagonalized by the Fourier transform.
+
+    Raises
+    ------
+    ValueError
+        If the kernel's number of dimensions differs from the shape's, or it is larger.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = convolution(np.array([0.25, 0.5, 0.25]), 5)
+    >>> (A @ np.array([0.0, 4.0, 0.0, 0.0, 8.0])).round(6)
+    array([3., 2., 1., 2., 4.])
+    """
+    shape = _as_shape(shape)
+    psf = as_real(psf, "psf", ndim=len(shape))
+    _choice(boundary, "boundary", ("periodic", "zero"))
+    if any(p > n for p, n in zip(psf.shape, shape, strict=True)):
+        raise ValueError(
+            f"psf must be no larger than the array: expected at most {shape}, "
+            f"got {tuple(psf.shape)}"
+        )
+    xp, axes = array_namespace(psf), tuple(range(len(shape)))
+    pad = (0 if boundary == "periodic" else p - 1 for p in psf.shape)
+    full = tuple(n + extra for n, extra in zip(shape, pad, strict=True))
+    kernel = zeros(full, psf)
+    kernel[tuple(slice(0, p) for p in psf.shape)] = psf
+    # The centre of the kernel moves to index 0, where the transform expects it.
+    kernel = xp.roll(kernel, tuple(-(p // 2) for p in psf.shape), axis=axes)
+    half = xp.fft.rfftn(kernel, axes=axes)
+    window = tuple(slice(0, n) for n in shape)
+
+    def multiply(x: Array, spectrum: Array) -> Array:
+        # rfftn pads with zeros up to `full`; the inverse is cut back to the window.
+        product = xp.fft.rfftn(x, s=full, axes=axes) * spectrum
+        return xp.fft.irfftn(product, s=full, axes=axes)[window]
+
+    adjoint_half = xp.conj(half)
+    periodic = boundary == "periodic"
+    return LinearOperator(
+        lambda x: multiply(x, half),
+        lambda v: multiply(v, adjoint_half),
+        shape,
+        shape,
+        f"convolution ({boundary})",
+        psf,
+        shift_invariant=periodic,
+        # The eigenvalues; the half left out by rfftn holds their complex conjugates.
+        exact_norm=to_float(xp.max(xp.abs(half))) if periodic else None,
+    )
+
+
+def integration(n: int) -> LinearOperator:
+    r"""Return the integral :math:`(Ax)(s)=\int_0^s x(t)\,dt` on n cells of [0, 1].
+
+    Midpoint rule: x and Ax are sampled at :math:`s_i=(i-\tfrac12)/n`, and
+    :math:`(Ax)_i=\tfrac1n\bigl(\sum_{j<i}x_j+\tfrac12x_i\bigr)`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> integration(4) @ np.ones(4)
+    array([0.125, 0.375, 0.625, 0.875])
+    """
+    n = as_count(n, "n", minimum=1)
+
+    def apply(x: Array) -> Array:
+        xp = array_namespace(x)
+        return (xp.cumulative_sum(x) - 0.5 * x) / n
+
+    def adjoint(v: Array) -> Array:
+        xp = array_namespace(v)
+        return (xp.flip(xp.cumulative_sum(xp.flip(v))) - 0.5 * v) / n
+
+    return LinearOperator(apply, adjoint, (n,), (n,), "integration")
+
+
+def _first_difference(n: int, boundary: str) -> LinearOperator:
+    """Rows x_{i+1} - x_i: inside only, with a zero on either side, or around the end."""
+    if boundary == "periodic":
+
+        def apply(x):
+            return array_namespace(x).roll(x, -1) - x
+
+        def adjoint(v):
+            return array_namespace(v).roll(v, 1) - v
+
+        rows, exact = n, 2 * math.sin(math.pi * (n // 2) / n)
+    else:
+        inside = boundary == "free"
+
+        def apply(x):
+            return _diff(x if inside else _pad_zero(x))
+
+        def adjoint(v):
+            return -_diff(_pad_zero(v) if inside else v)
+
+        # Eigenvalues of the Neumann (n - 1 rows) and Dirichlet (n + 1 rows) Laplacians.
+        rows = n - 1 if inside else n + 1
+        exact = 2 * math.cos(math.pi / (2 * n) if inside else math.pi / (2 * (n + 1)))
+    return LinearOperator(
+        apply,
+        adjoint,
+        (n,),
+        (rows,),
+        f"first difference ({boundary})",
+        shift_invariant=boundary == "periodic",
+        exact_norm=exact,
+    )
+
+
+def _diff(x: Array) -> Array:
+    return x[1:] - x[:-1]
+
+
+def _pad_zero(x: Array) -> Array:
+    zero = zeros((1,), x)
+    return array_namespace(x).concat([zero, x, zero])
+
+
+def difference(n: int, *, order: int = 1, boundary: str = "free") -> LinearOperator:
+    r"""Return the difference matrix D of order 1 or 2 on n points, without the factor 1/h.
+
+    ====== ========== ======= ============================================ ==================
+    order  boundary   rows    meaning                                      null space
+    ====== ========== ======= ============================================ ==================
+    1      free       n - 1   :math:`x_{i+1}-x_i` inside                   constants
+    1      zero       n + 1   :math:`x_0=x_{n+1}=0`                        {0}
+    1      periodic   n       :math:`x_{n+1}=x_1`                          constants
+    2      free       n - 2   :math:`x_{i-1}-2x_i+x_{i+1}` inside          affine functions
+    2      zero       n       :math:`x_0=x_{n+1}=0` (Dirichlet)            {0}
+    2      reflect    n       :math:`x_0=x_1,\ x_{n+1}=x_n` (Neumann)      constants
+    2      periodic   n       :math:`x_0=x_n,\ x_{n+1}=x_1`                constants
+    ====== ========== ======= ============================================ ==================
+
+    Raises
+    ------
+    ValueError
+        If n is too small for one row, or the boundary is not in the table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> difference(4) @ np.array([1.0, 2.0, 4.0, 8.0])
+    array([1., 2., 4.])
+    >>> difference(4, order=2, boundary="zero").to_dense()
+    array([[-2.,  1.,  0.,  0.],
+           [ 1., -2.,  1.,  0.],
+           [ 0.,  1., -2.,  1.],
+           [ 0.,  0.,  1., -2.]])
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2: got {order!r}")
+    reflect = () if order == 1 else ("reflect",)
+    _choice(boundary, "boundary", ("free", "zero", "periodic", *reflect))
+    n = as_count(n, "n", minimum=order + 1 if boundary == "free" else 2)
+    if order == 1:
+        return _first_difference(n, boundary)
+    name = f"second difference ({boundary})"
+    if boundary == "free":
+        return replace(_first_difference(n - 1, "free") @ _first_difference(n, "free"), name=name)
+    # The square ones are −DᵀD of a first difference: Dirichlet of "zero", Neumann of "free".
+    first = _first_difference(n, "free" if boundary == "reflect" else boundary)
+    return replace(-(first.H @ first), name=name, exact_norm=first.exact_norm**2)
+
+
+def gradient(shape: tuple[int, ...], *, boundary: str = "free") -> LinearOperator:
+    r"""Return the discrete gradient of a picture: forward differences in each dimension.
+
+    Output shape is (number of dimensions, \*shape). With ``boundary="free"`` the difference
+    across the last edge is 0; with ``"periodic"`` it wraps around. Null space: constants.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> (gradient((2, 2)) @ np.array([[1.0, 2.0], [4.0, 8.0]])).tolist()
+    [[[3.0, 6.0], [0.0, 0.0]], [[1.0, 0.0], [4.0, 0.0]]]
+    """
+    shape = _as_shape(shape)
+    _choice(boundary, "boundary", ("free", "periodic"))
+
+    def last(axis: int) -> tuple:
+        return tuple(slice(-1, None) if a == axis else slice(None) for a in range(len(shape)))
+
+    def forward(x: Array, axis: int) -> Array:
+        xp = array_namespace(x)
+        d = xp.roll(x, -1, axis=axis) - x
+        return d if boundary == "periodic" else d - _only(d, last(axis))
+
+    def backward(v: Array, axis: int) -> Array:
+        xp = array_namespace(v)
+        v = v if boundary == "periodic" else v - _only(v, last(axis))
+        return xp.roll(v, 1, axis=axis) - v
+
+    def apply(x: Array) -> Array:
+        return array_namespace(x).stack([forward(x, axis) for axis in range(len(shape))])
+
+    def adjoint(v: Array) -> Array:
+        return sum(backward(v[axis, ...], axis) for axis in range(len(shape)))
+
+    # Singular values add up over the dimensions: those of the free or periodic differences.
+    squares = (_first_difference(n, boundary).exact_norm ** 2 for n in shape if n > 1)
+    return LinearOperator(
+        apply,
+        adjoint,
+        shape,
+        (len(shape), *shape),
+        f"gradient ({boundary})",
+        shift_invariant=boundary == "periodic",
+        exact_norm=math.sqrt(sum(squares)),
+    )
+
+
+def _only(x: Array, where: tuple) -> Array:
+    """Return x on the slice ``where``, zero elsewhere, without writing into x."""
+    mask = zeros(x.shape, x)
+    mask[where] = 1.0
+    return mask * x
+
+
+def subsampling(mask: Array) -> LinearOperator:
+    """Return the operator that keeps the entries where ``mask`` is True, in C order.
+
+    The adjoint puts them back and fills with zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = subsampling(np.array([True, False, True]))
+    >>> A.H @ (A @ np.array([1.0, 2.0, 3.0]))
+    array([1., 0., 3.])
+    """
+    xp = array_namespace(mask)
+    if not xp.isdtype(mask.dtype, "bool"):
+        raise ValueError(f"mask must be boolean: got dtype {mask.dtype}")
+    shape, flat = tuple(mask.shape), xp.reshape(mask, (-1,))
+    index = xp.nonzero(flat)[0]
+    if index.shape[0] == 0:
+        raise ValueError("mask must keep at least one entry: got none")
+    # Place of each entry among the kept ones; entries that are left out read a zero at the end.
+    place = xp.where(flat, xp.cumulative_sum(xp.astype(flat, xp.int64)) - 1, index.shape[0])
+
+    def adjoint(v: Array) -> Array:
+        xp = array_namespace(v, mask)
+        return xp.reshape(xp.take(xp.concat([v, zeros((1,), v)]), place, axis=0), shape)
+
+    def apply(x: Array) -> Array:
+        xp = array_namespace(x, mask)
+        return xp.take(xp.reshape(x, (-1,)), index, axis=0)
+
+    return LinearOperator(apply, adjoint, shape, (index.shape[0],), "subsampling", exact_norm=1.0)
+
+
+def stack(*operators: LinearOperator) -> LinearOperator:
+    r"""Return :math:`\begin{pmatrix}A\\B\\\vdots\end{pmatrix}`: outputs flattened and joined.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> stack(identity(2), difference(2)) @ np.array([1.0, 3.0])
+    array([1., 3., 2.])
+    """
+    if not operators:
+        raise ValueError("stack needs at least one operator: got none")
+    for op in operators:
+        if not isinstance(op, LinearOperator):
+            raise ValueError(f"stack needs operators: got {type(op).__name__}")
+        if op.in_shape != operators[0].in_shape:
+            raise ValueError(
+                f"stacked operators need one input shape: expected {operators[0].in_shape}, "
+                f"got {op.in_shape}"
+            )
+    sizes = [math.prod(op.out_shape) for op in operators]
+    ends = list(np.cumsum(sizes))
+
+    def apply(x: Array) -> Array:
+        xp = array_namespace(x)
+        return xp.concat([xp.reshape(op @ x, (-1,)) for op in operators])
+
+    def adjoint(v: Array) -> Array:
+        xp = array_namespace(v)
+        parts = zip(operators, ends, sizes, strict=True)
+        return sum(op.H @ xp.reshape(v[end - size : end], op.out_shape) for op, end, size in parts)
+
+    name = "stack of " + ", ".join(op.name for op in operators)
+    return LinearOperator(
+        apply,
+        adjoint,
+        operators[0].in_shape,
+        (sum(sizes),),
+        name,
+        _common_like(*operators),
+    )
+
+
+def golub_kahan(A: LinearOperator, b: Array, k: int) -> tuple[list[Array], list[Array], np.ndarray]:
+    r"""Bidiagonalize: :math:`AV_k=U_{k+1}B_k` with orthonormal columns, started at b.
+
+    .. math::
+        \beta_1u_1=b,\quad \alpha_iv_i=A^\top u_i-\beta_iv_{i-1},\quad
+        \beta_{i+1}u_{i+1}=Av_i-\alpha_iu_i .
+
+    Every new vector is orthogonalized twice against all before it, because the short recurrence
+    loses orthogonality as soon as a singular value is found.
+
+    Parameters
+    ----------
+    A : LinearOperator
+    b : array
+        Start, shape ``A.out_shape``.
+    k : int
+        Number of steps; fewer are done when the Krylov space is exhausted.
+
+    Returns
+    -------
+    U : list of arrays, k + 1 of shape ``A.out_shape`` (k when the space is exhausted)
+    V : list of arrays, k of shape ``A.in_shape``
+    B : NumPy array, shape (len(U), len(V)), lower bidiagonal
+
+    References
+    ----------
+    Golub and Kahan (1965), SIAM J. Numer. Anal. B 2, 205-224.
+    """
+    A = as_operator(A)
+    b = as_real(b, "b", shape=A.out_shape)
+    k = as_count(k, "k", minimum=1)
+    beta = to_float(norm(b))
+    U, V, alphas, betas = [], [], [], []
+    # Directions shorter than this, relative to B, are rounding noise.
+    floor = 4 * float(array_namespace(b).finfo(b.dtype).eps) * math.sqrt(math.prod(A.out_shape))
+    while len(V) <= k and beta > floor * max(alphas, default=0.0):
+        U.append(b / beta)
+        if len(V) == k:
+            break
+        v = _orthogonalize(A.H @ U[-1], V)
+        alpha = to_float(norm(v))
+        if alpha <= floor * max(alphas, default=0.0):
+            break
+        V.append(v / alpha)
+        alphas.append(alpha)
+        b = _orthogonalize(A @ V[-1], U)
+        beta = to_float(norm(b))
+        betas.append(beta)
+    B = np.zeros((len(U), len(V)))
+    for i, alpha in enumerate(alphas):
+        B[i, i] = alpha
+        if i + 1 < len(U):
+            B[i + 1, i] = betas[i]
+    return U, V, B
+
+
+def _orthogonalize(v: Array, basis: list[Array]) -> Array:
+    for _ in range(2):
+        for q in basis:
+            v = v - inner(q, v) * q
+    return v
