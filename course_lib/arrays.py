@@ -5,6 +5,7 @@ arguments; integers become the namespace's default floating type.
 """
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ __all__ = [
     "as_scalar",
     "asarray_like",
     "check_alike",
+    "detach",
     "inner",
+    "is_sparse",
     "namespace",
     "norm",
     "to_float",
@@ -90,6 +93,8 @@ def as_real(
             f"{name} must be an array: expected a NumPy array or a PyTorch tensor, "
             f"got {type(x).__name__}"
         )
+    if is_sparse(x):
+        raise ValueError(f"{name} must be dense: expected an ordinary tensor, got {x.layout}")
     xp = array_namespace(x)
     if isinstance(x, np.ndarray) and x.dtype.kind not in "biufc":
         raise ValueError(f"{name} must hold numbers: expected real numbers, got dtype {x.dtype}")
@@ -132,7 +137,7 @@ def as_scalar(
     ...
     ValueError: lam must be positive: expected a number > 0, got -1.0
     """
-    if isinstance(value, (bool, str, complex)) or getattr(value, "ndim", 0) != 0:
+    if isinstance(value, (bool, np.bool_, str, bytes, complex)) or getattr(value, "ndim", 0) != 0:
         raise ValueError(f"{name} must be one real number: got {value!r}")
     if getattr(value, "requires_grad", False):
         raise ValueError(
@@ -141,7 +146,8 @@ def as_scalar(
         )
     try:
         number = to_float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        # RuntimeError: what torch says to a complex number.
         raise ValueError(f"{name} must be one real number: got {type(value).__name__}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite: got {number}")
@@ -162,9 +168,12 @@ def as_count(value: int, name: str, *, minimum: int = 0, maximum: int | None = N
     ...
     ValueError: rank must be a whole number: got 2.5
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
         raise ValueError(f"{name} must be a whole number: got {value!r}")
-    number = value.__index__()
     if number < minimum or (maximum is not None and number > maximum):
         upper = "" if maximum is None else f" and at most {maximum}"
         raise ValueError(
@@ -218,8 +227,12 @@ def inner(x: Array, y: Array) -> Array:
     >>> float(inner(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])))
     11.0
     """
-    xp = array_namespace(x, y)
-    return xp.vecdot(xp.reshape(x, (-1,)), xp.reshape(y, (-1,)))
+    xp = namespace(x, y)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"an inner product needs equal shapes: got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    return xp.reshape(x, (-1,)) @ xp.reshape(y, (-1,))
 
 
 def norm(x: Array) -> Array:
@@ -243,6 +256,18 @@ def norm(x: Array) -> Array:
     return xp.sqrt(square)
 
 
+def is_sparse(x: Any) -> bool:
+    """Return whether ``x`` is a ``scipy.sparse`` matrix or a sparse torch tensor."""
+    if is_torch_array(x):
+        return str(x.layout) != "torch.strided"
+    return type(x).__module__.startswith("scipy.sparse")
+
+
+def detach(x: Array) -> Array:
+    """Return ``x`` cut off from autograd; for NumPy, ``x`` itself."""
+    return x.detach() if is_torch_array(x) else x
+
+
 def to_float(x: Array) -> float:
     """Return a 0-d array (or a number) as a Python float, cut off from autograd."""
-    return float(x.detach() if is_torch_array(x) else x)
+    return float(detach(x))

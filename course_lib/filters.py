@@ -102,7 +102,7 @@ def decompose(A: Any) -> Spectrum:
     U, s, Vh = xp.linalg.svd(M, full_matrices=False)
     return Spectrum(
         s,
-        lambda y: U.T @ xp.reshape(y, (-1,)),
+        lambda y: U.T @ xp.reshape(as_real(y, "y", shape=A.out_shape), (-1,)),
         lambda c: xp.reshape(Vh.T @ c, A.in_shape),
         U,
         Vh.T,
@@ -128,7 +128,7 @@ def _fourier_spectrum(a: Array) -> Spectrum:
     phase = xp.where(zero, xp.ones_like(a), a) / xp.where(zero, xp.ones_like(s), s)
     return Spectrum(
         s,
-        lambda y: xp.conj(phase) * _fourier(y, norm="ortho"),
+        lambda y: xp.conj(phase) * _fourier(as_real(y, "y", shape=a.shape), norm="ortho"),
         lambda c: xp.real(xp.fft.ifftn(c, norm="ortho")),
     )
 
@@ -150,14 +150,17 @@ def tikhonov_factors(s: Array, lam: float) -> Array:
     array([0.8, 0.5, 0. ])
     """
     s, lam = _singular_values(s), as_scalar(lam, "lam", positive=True)
-    return s**2 / (s**2 + lam)
+    xp, below = array_namespace(s), s**2 + lam
+    # In single precision a tiny λ can be rounded to 0: then 0 / 0 stands for 0.
+    return s**2 / xp.where(below > 0, below, xp.ones_like(s))
 
 
 def tsvd_factors(s: Array, rank: int) -> Array:
     r"""Return 1 for the ``rank`` largest singular values, else 0.
 
-    Singular values equal to the smallest one kept are kept too (up to rounding): the truncated
-    solution is not defined otherwise, because their singular vectors are not unique.
+    Singular values equal to the smallest one kept are kept too: the truncated solution is not
+    defined otherwise, because their singular vectors are not unique. Equal means up to 16 rounding
+    errors of the largest singular value, the accuracy with which they are known.
 
     Raises
     ------
@@ -174,8 +177,8 @@ def tsvd_factors(s: Array, rank: int) -> Array:
     xp, size = array_namespace(s), math.prod(s.shape)
     rank = as_count(rank, "rank", minimum=1, maximum=size)
     smallest = xp.sort(xp.reshape(s, (-1,)))[size - rank]
-    slack = 1 - 16 * float(xp.finfo(s.dtype).eps)
-    return xp.astype(s >= slack * smallest, s.dtype)
+    slack = 16 * float(xp.finfo(s.dtype).eps) * xp.max(s)
+    return xp.astype(s >= smallest - slack, s.dtype)
 
 
 def landweber_factors(s: Array, step: float, k: int) -> Array:
@@ -254,6 +257,7 @@ def filtered(spectrum: Spectrum, y: Array, factors: Array) -> Array:
             f"factors must match the singular values: expected {tuple(s.shape)}, "
             f"got {tuple(factors.shape)}"
         )
+    check_alike(factors, "factors", s, "the spectrum")
     check_alike(y, "y", s, "the spectrum")
     used = s > 0
     gain = xp.where(used, factors / xp.where(used, s, xp.ones_like(s)), xp.zeros_like(s))
@@ -342,18 +346,23 @@ def tikhonov(
 
 def _augmented_qr(A: LinearOperator, y: Array, lam: float, D: LinearOperator) -> Array:
     xp = array_namespace(y)
-    top, bottom = A.to_dense(like=y), math.sqrt(lam) * D.to_dense(like=y)
-    Q, R = xp.linalg.qr(xp.concat([top, bottom], axis=0))
-    if R.shape[0] < R.shape[1]:
-        raise ValueError(_no_minimizer(f"only {R.shape[0]} rows for {R.shape[1]} unknowns"))
+    # The data stand beside the matrix, so that Q is not needed. The penalty is on top: rows that
+    # are much longer than those below them do no harm there, and a large λ makes them long.
+    top, bottom = math.sqrt(lam) * D.to_dense(like=y), A.to_dense(like=y)
+    size = bottom.shape[1]
+    if top.shape[0] + bottom.shape[0] < size:
+        rows = top.shape[0] + bottom.shape[0]
+        raise ValueError(_no_minimizer(f"only {rows} rows for {size} unknowns"))
+    data = xp.concat([zeros((top.shape[0],), y), xp.reshape(y, (-1,))])
+    rows = xp.concat([top, bottom], axis=0)
+    R = xp.linalg.qr(xp.concat([rows, data[:, None]], axis=1))[1]
+    R, c = R[:size, :size], R[:size, size]
     s = xp.linalg.svdvals(R)
     floor = R.shape[1] * float(xp.finfo(y.dtype).eps)
     if to_float(s[-1]) <= floor * to_float(s[0]):
         ratio = to_float(s[-1]) / to_float(s[0]) if to_float(s[0]) else 0.0
         raise ValueError(_no_minimizer(f"smallest over largest singular value is {ratio:.1e}"))
-    flat = xp.reshape(y, (-1,))
-    x = xp.linalg.solve(R, Q[: flat.shape[0], :].T @ flat)
-    return xp.reshape(x, A.in_shape)
+    return xp.reshape(xp.linalg.solve(R, c), A.in_shape)
 
 
 def _no_minimizer(found: str) -> str:
@@ -419,7 +428,7 @@ class StandardForm:
         Matrix of :math:`\min\tfrac12\|\bar A\bar x-\bar y\|^2+\tfrac\lambda2\|\bar x\|^2`. Its
         singular values are the generalized singular values of (A, D), for those that D sees.
     to_data : callable
-        :math:`y\mapsto\bar y`.
+        :math:`y\mapsto\bar y`, flat.
     back : callable
         :math:`(\bar x,y)\mapsto x`.
     """
@@ -450,7 +459,7 @@ def standard_form(A: Any, D: Any) -> StandardForm:
     Eldén (1977), BIT 17, 134-145; Hansen (1998), section 2.3.
     """
     A, D = as_operator(A), as_operator(D)
-    M = A.to_dense()
+    M = A.to_dense(like=D.like if A.like is None else None)
     xp = array_namespace(M)
     if D.in_shape != A.in_shape:
         raise ValueError(f"D must act on x: expected input shape {A.in_shape}, got {D.in_shape}")
@@ -461,8 +470,12 @@ def standard_form(A: Any, D: Any) -> StandardForm:
     inverse = Zh[:rank, :].T / s[:rank]
     AZ = M @ inverse
     null = Zh[rank:, :].T
+
+    def flat(y: Array) -> Array:
+        return xp.reshape(as_real(y, "y", shape=A.out_shape), (-1,))
+
     if null.shape[1] == 0:
-        return StandardForm(AZ, lambda y: y, lambda x_bar, y: inverse @ x_bar)
+        return StandardForm(AZ, flat, lambda x_bar, y: xp.reshape(inverse @ x_bar, A.in_shape))
     H0, T = xp.linalg.qr(M @ null)
     t = xp.linalg.svdvals(T)
     floor = max(M.shape) * float(xp.finfo(M.dtype).eps) * A.norm()
@@ -473,7 +486,7 @@ def standard_form(A: Any, D: Any) -> StandardForm:
         return v - H0 @ (H0.T @ v)
 
     def back(x_bar: Array, y: Array) -> Array:
-        c = xp.linalg.solve(T, H0.T @ (y - AZ @ x_bar))
-        return inverse @ x_bar + null @ c
+        c = xp.linalg.solve(T, H0.T @ (flat(y) - AZ @ x_bar))
+        return xp.reshape(inverse @ x_bar + null @ c, A.in_shape)
 
-    return StandardForm(project(AZ), project, back)
+    return StandardForm(project(AZ), lambda y: project(flat(y)), back)

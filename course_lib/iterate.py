@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .arrays import as_count, as_scalar, inner, norm, to_float
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+from .arrays import as_count, as_real, as_scalar, inner, is_sparse, norm, to_float
 
 __all__ = [
     "Result",
@@ -79,6 +82,15 @@ class StoppingRule:
         return StoppingRule(self.measure, self.verify, self.bound, self.name, joined)
 
 
+def _system(A: Any, b: Any) -> tuple[Any, Any]:
+    """Return matrix (or operator) and data as the solvers see them: real, floating, no lists."""
+    if is_array_api_obj(A) and not is_sparse(A):
+        A = as_real(A, "A", ndim=2)
+    if not hasattr(A, "__matmul__"):
+        raise ValueError(f"A must be an operator or a matrix: got {type(A).__name__}")
+    return A, as_real(b, "the data")
+
+
 def _tolerance(rtol: float, atol: float, scale: float) -> float:
     rtol, atol = as_scalar(rtol, "rtol", minimum=0.0), as_scalar(atol, "atol", minimum=0.0)
     return max(rtol * scale, atol)
@@ -97,6 +109,7 @@ def residual_rule(A: Any, b: Any, *, rtol: float = 0.0, atol: float = 0.0) -> St
     >>> run(cg(A, b), stop=residual_rule(A, b, rtol=1e-12), max_iter=5).iterations
     1
     """
+    A, b = _system(A, b)
     return StoppingRule(
         measure=lambda state: to_float(norm(state.r)),
         verify=lambda x: to_float(norm(b - A @ x)),
@@ -111,6 +124,7 @@ def gradient_rule(A: Any, y: Any, *, rtol: float = 0.0, atol: float = 0.0) -> St
     This is the norm of the gradient of :math:`\tfrac12\|Ax-y\|^2`: the promise of a
     least-squares solver, whose residual need not become small.
     """
+    A, y = _system(A, y)
     adjoint = A.H if hasattr(A, "H") else A.T
     return StoppingRule(
         measure=lambda state: to_float(norm(adjoint @ state.r)),
@@ -126,6 +140,7 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
     ``delta`` bounds the noise, :math:`\|y-y_{\mathrm{exact}}\|\le\delta` (absolute, in the
     units of ``y``), and :math:`\tau\ge1`.
     """
+    A, y = _system(A, y)
     delta = as_scalar(delta, "delta", positive=True)
     return StoppingRule(
         measure=lambda state: to_float(norm(state.r)),
@@ -137,6 +152,7 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
 
 def _verdict(rules: tuple[StoppingRule, ...], state: Any) -> tuple[bool, str] | None:
     """Return (converged, reason) if a rule ends the run at this state, else None."""
+    stagnated = None
     for rule in rules:
         measured = rule.measure(state)
         if measured <= rule.bound:
@@ -144,13 +160,15 @@ def _verdict(rules: tuple[StoppingRule, ...], state: Any) -> tuple[bool, str] | 
             if value <= rule.bound:
                 return True, f"{rule.name} {value:.3e} is at most {rule.bound:.3e}"
             if measured <= 0.1 * rule.bound:
-                return False, (
+                stagnated = False, (
                     f"stagnated: the updated {rule.name} is {measured:.3e}, but recomputed it "
                     f"is {value:.3e}, above {rule.bound:.3e}: rounding limits the accuracy"
                 )
-    return None
+    return stagnated
 
 
+# An overflow is told in `reason`, so NumPy need not warn of it as well.
+@np.errstate(over="ignore", invalid="ignore")
 def run(
     states: Iterator,
     *,
@@ -189,7 +207,8 @@ def run(
     Raises
     ------
     ValueError
-        If ``max_iter`` is negative, ``check_every`` is not positive, or ``states`` yields nothing.
+        If ``max_iter`` is negative, ``check_every`` is not positive, ``states`` is no iterator or
+        yields nothing, or ``stop`` is no rule.
 
     Examples
     --------
@@ -202,8 +221,16 @@ def run(
     """
     max_iter = as_count(max_iter, "max_iter")
     check_every = as_count(check_every, "check_every", minimum=1)
+    if not hasattr(states, "__next__"):
+        raise ValueError(
+            f"states must be an iterator, what a solver returned: got {type(states).__name__}"
+        )
+    if stop is not None and not isinstance(stop, StoppingRule):
+        raise ValueError(f"stop must be a stopping rule: got {type(stop).__name__}")
     rules = () if stop is None else (stop, *stop.others)
     record = record or {}
+    if "iteration" in record:
+        raise ValueError("record must not use the name 'iteration': it holds the indices")
     history: dict[str, list] = {"iteration": [], **{name: [] for name in record}}
     bar = _progress_bar(max_iter) if progress else None
     state, k, verdict, ending = None, -1, None, None

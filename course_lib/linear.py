@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from .arrays import Array, as_real, as_scalar, check_alike, inner, norm, to_float, zeros
+from .arrays import Array, as_real, as_scalar, check_alike, detach, inner, norm, to_float, zeros
 from .operators import LinearOperator, as_operator
 
 __all__ = ["cg", "cgls", "gmres", "landweber", "nu_method"]
@@ -320,7 +320,7 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
     :math:`x_k` minimizes :math:`\|b-Ax\|` over
     :math:`x_0+\operatorname{span}\{r_0,Ar_0,\dots,A^{k-1}r_0\}`. The basis is kept: k steps store
     k + 1 arrays. The small least-squares problem is solved in NumPy; automatic differentiation
-    does not go through it.
+    does not go through it, and the iterates are cut off.
 
     Parameters
     ----------
@@ -356,14 +356,14 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
     eps = float(array_namespace(b).finfo(b.dtype).eps)
 
     def iterate():
-        r0 = b - A @ x0
+        start, r0 = detach(x0), detach(b - A @ x0)
         beta = to_float(norm(r0))
-        yield GMRESState(x0, r0, ())
+        yield GMRESState(start, r0, ())
         if beta == 0:
             return "the residual is exactly zero"
         Q, H = [r0 / beta], np.zeros((1, 0))
         while True:
-            w = A @ Q[-1]
+            w = detach(A @ Q[-1])
             scale = to_float(norm(w))
             column = []
             for q in Q:
@@ -373,11 +373,11 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
             H = np.block([[H, np.array(column)[:, None]], [np.zeros((1, H.shape[1])), below]])
             rhs = beta * np.eye(len(Q) + 1)[0]
             c = np.linalg.lstsq(H, rhs, rcond=None)[0]
-            x = x0 + sum(float(cj) * q for cj, q in zip(c, Q, strict=True))
+            x = start + sum(float(cj) * q for cj, q in zip(c, Q, strict=True))
             exhausted = below <= 10 * eps * scale
             if not exhausted:
                 Q.append(w / below)
-            yield GMRESState(x, b - A @ x, tuple(Q))
+            yield GMRESState(x, detach(b - A @ x), tuple(Q))
             if exhausted:
                 return "the Krylov space is exhausted"
 

@@ -6,12 +6,13 @@ the operator with :math:`\\langle Ax,v\\rangle=\\langle x,A^\\top v\\rangle` for
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import array_namespace, is_array_api_obj, is_torch_array
 
 from .arrays import (
     Array,
@@ -20,7 +21,10 @@ from .arrays import (
     as_scalar,
     asarray_like,
     check_alike,
+    detach,
     inner,
+    is_sparse,
+    namespace,
     norm,
     to_float,
     zeros,
@@ -111,6 +115,8 @@ class LinearOperator:
                 f"{self.name} acts on arrays: expected a NumPy array or a PyTorch tensor, "
                 f"got {type(other).__name__}"
             )
+        if not _is_floating(other):
+            other = as_real(other, "the argument")
         if tuple(other.shape) != self.in_shape:
             raise ValueError(
                 f"{self.name} has the wrong argument: expected shape {self.in_shape}, "
@@ -185,7 +191,7 @@ class LinearOperator:
 
         Exact where a formula is known. Otherwise Golub-Kahan bidiagonalization from a seeded
         random vector, until the residual of the largest Ritz pair is at most ``rtol`` times the
-        value. That value never exceeds :math:`\|A\|` (up to rounding).
+        value, or 320 steps are done. That value never exceeds :math:`\|A\|` (up to rounding).
 
         Parameters
         ----------
@@ -194,6 +200,7 @@ class LinearOperator:
         like : array, optional
             Sets namespace, dtype and device for operators that are bound to none.
         """
+        rtol = as_scalar(rtol, "rtol", positive=True)
         if self.exact_norm is not None:
             return self.exact_norm
         like = self.like if like is None else like
@@ -210,6 +217,8 @@ class LinearOperator:
 
     def to_dense(self, like: Array | None = None) -> Array:
         """Return the matrix, shape (size of output, size of input); columns are A e_j."""
+        if like is not None and self.like is not None:
+            check_alike(like, "like", self.like, self.name)
         if self.matrix is not None:
             return self.matrix
         size = math.prod(self.in_shape)
@@ -224,11 +233,17 @@ class LinearOperator:
 
         if self.like is not None and not isinstance(self.like, np.ndarray):
             raise ValueError(f"to_scipy needs NumPy arrays: {self.name} holds others")
+        dtype = np.float64 if self.like is None else self.like.dtype
+
+        def flat(A: LinearOperator, x: np.ndarray) -> np.ndarray:
+            # SciPy's solvers work in double precision whatever the operator's dtype is.
+            return np.ravel(A @ np.asarray(x, dtype=dtype).reshape(A.in_shape))
+
         return ScipyOperator(
             (math.prod(self.out_shape), math.prod(self.in_shape)),
-            matvec=lambda x: np.ravel(self @ np.reshape(x, self.in_shape)),
-            rmatvec=lambda v: np.ravel(self.H @ np.reshape(v, self.out_shape)),
-            dtype=np.float64 if self.like is None else self.like.dtype,
+            matvec=lambda x: flat(self, x),
+            rmatvec=lambda v: flat(self.H, v),
+            dtype=dtype,
         )
 
 
@@ -245,18 +260,24 @@ def as_operator(A: Any) -> LinearOperator:
     return A if isinstance(A, LinearOperator) else matrix(A)
 
 
-def _is_sparse(M: Any) -> bool:
-    if type(M).__module__.startswith("scipy.sparse"):
-        return True
-    return is_torch_array(M) and str(M.layout) != "torch.strided"
+def _is_floating(x: Any) -> bool:
+    """Return whether an argument can be used as it is; :func:`as_real` deals with the others."""
+    if not is_array_api_obj(x) or isinstance(x, (np.matrix, np.ma.MaskedArray)) or is_sparse(x):
+        return False
+    xp = array_namespace(x)
+    return x.dtype in (xp.float64, xp.float32)
 
 
 def _sparse(M: Any) -> tuple[Any, Any, Any]:
     """Return a sparse matrix, its transpose, and an array of its kind, all validated."""
     if is_torch_array(M):
-        csr = M.to_sparse_csr()
-        values = as_real(csr.values(), "the sparse matrix")
-        return csr, M.to_sparse_coo().T.to_sparse_csr(), values
+        with warnings.catch_warnings():
+            # "Sparse CSR tensor support is in beta state": the products used here are old.
+            warnings.simplefilter("ignore", UserWarning)
+            csr = M.to_sparse_csr()
+            values = as_real(csr.values(), "the sparse matrix")
+            csr = csr.to(values.dtype)
+            return csr, csr.to_sparse_coo().T.to_sparse_csr(), values
     csr = M.tocsr()
     values = as_real(csr.data, "the sparse matrix")
     csr = csr.astype(values.dtype)
@@ -285,7 +306,9 @@ def matrix(M: Any) -> LinearOperator:
     """
     if isinstance(M, LinearOperator):
         return M
-    if _is_sparse(M):
+    if is_sparse(M):
+        if M.ndim != 2:
+            raise ValueError(f"the sparse matrix must have 2 dimensions: got shape {M.shape}")
         M, transposed, like = _sparse(M)
         m, n = M.shape
         return LinearOperator(
@@ -315,6 +338,18 @@ def _choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {value!r}")
     return value
+
+
+def _fast_length(n: int) -> int:
+    """Return the smallest length from n on with no prime factor above 5: fast to transform."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
 
 
 def convolution(
@@ -356,8 +391,9 @@ def convolution(
             f"got {tuple(psf.shape)}"
         )
     xp, axes = array_namespace(psf), tuple(range(len(shape)))
-    pad = (0 if boundary == "periodic" else p - 1 for p in psf.shape)
-    full = tuple(n + extra for n, extra in zip(shape, pad, strict=True))
+    full = shape
+    if boundary == "zero":
+        full = tuple(_fast_length(n + p - 1) for n, p in zip(shape, psf.shape, strict=True))
     kernel = zeros(full, psf)
     kernel[tuple(slice(0, p) for p in psf.shape)] = psf
     # The centre of the kernel moves to index 0, where the transform expects it.
@@ -565,7 +601,7 @@ def subsampling(mask: Array) -> LinearOperator:
     >>> A.H @ (A @ np.array([1.0, 2.0, 3.0]))
     array([1., 0., 3.])
     """
-    xp = array_namespace(mask)
+    xp = namespace(mask)
     if not xp.isdtype(mask.dtype, "bool"):
         raise ValueError(f"mask must be boolean: got dtype {mask.dtype}")
     shape, flat = tuple(mask.shape), xp.reshape(mask, (-1,))
@@ -576,11 +612,11 @@ def subsampling(mask: Array) -> LinearOperator:
     place = xp.where(flat, xp.cumulative_sum(xp.astype(flat, xp.int64)) - 1, index.shape[0])
 
     def adjoint(v: Array) -> Array:
-        xp = array_namespace(v, mask)
+        xp = namespace(v, mask)
         return xp.reshape(xp.take(xp.concat([v, zeros((1,), v)]), place, axis=0), shape)
 
     def apply(x: Array) -> Array:
-        xp = array_namespace(x, mask)
+        xp = namespace(x, mask)
         return xp.take(xp.reshape(x, (-1,)), index, axis=0)
 
     return LinearOperator(apply, adjoint, shape, (index.shape[0],), "subsampling", exact_norm=1.0)
@@ -636,7 +672,8 @@ def golub_kahan(A: LinearOperator, b: Array, k: int) -> tuple[list[Array], list[
         \beta_{i+1}u_{i+1}=Av_i-\alpha_iu_i .
 
     Every new vector is orthogonalized twice against all before it, because the short recurrence
-    loses orthogonality as soon as a singular value is found.
+    loses orthogonality as soon as a singular value is found. Automatic differentiation does not
+    go through it: the result is cut off.
 
     Parameters
     ----------
@@ -664,14 +701,14 @@ def golub_kahan(A: LinearOperator, b: Array, k: int) -> tuple[list[Array], list[
     # Directions shorter than this, relative to B, are rounding noise.
     floor = 4 * float(array_namespace(b).finfo(b.dtype).eps) * math.sqrt(math.prod(A.out_shape))
     while len(V) <= k and beta > floor * max(alphas, default=0.0):
-        U.append(b / beta)
+        U.append(detach(b / beta))
         if len(V) == k:
             break
         v = _orthogonalize(A.H @ U[-1], V)
         alpha = to_float(norm(v))
         if alpha <= floor * max(alphas, default=0.0):
             break
-        V.append(v / alpha)
+        V.append(detach(v / alpha))
         alphas.append(alpha)
         b = _orthogonalize(A @ V[-1], U)
         beta = to_float(norm(b))

@@ -150,7 +150,9 @@ def _cells(n: int, a: float, b: float) -> tuple[float, np.ndarray]:
     return h, a + h * (np.arange(n) + 0.5)
 
 
-def deriv2(n: int = 64, *, noise: float = 1e-3, seed: int = 0, like: Array | None = None) -> Problem:
+def deriv2(
+    n: int = 64, *, noise: float = 1e-3, seed: int = 0, like: Array | None = None
+) -> Problem:
     r"""Second derivative: find x from :math:`y''=x`, :math:`y(0)=y(1)=0`; mildly ill-posed.
 
     .. math:: y(s)=\int_0^1\mathsf k(s,t)\,x(t)\,dt,\qquad
@@ -172,6 +174,435 @@ def deriv2(n: int = 64, *, noise: float = 1e-3, seed: int = 0, like: Array | Non
     n = as_count(n, "n", minimum=2)
     h, t = _cells(n, 0.0, 1.0)
     low, high = np.minimum.outer(t, t), np.maximum.outer(t, t)
-    # Cell means of the kernel times h: exact by midpoints, but for the kink on the diagonal.
-    M = h * low * (high - 1) + np.diag(np.full(n, h**2 / 6 - h**2 / 4)) * h
+    # Midpoints give the cell means of the kernel exactly, but for its kink on the diagonal.
+    M = h * low * (high - 1) + h**2 / 6 * np.eye(n)
     return _matrix_problem("deriv2", M, t, t, noise, seed, like)
+
+
+def shaw(n: int = 64, *, noise: float = 1e-3, seed: int = 0, like: Array | None = None) -> Problem:
+    r"""Image restoration in one dimension: light through a slit; severely ill-posed.
+
+    .. math:: y(s)=\int_{-\pi/2}^{\pi/2}(\cos s+\cos t)^2\Bigl(\frac{\sin u}u\Bigr)^2x(t)\,dt,
+        \qquad u=\pi(\sin s+\sin t),
+
+    .. math:: x(t)=2e^{-6(t-0.8)^2}+e^{-2(t+0.5)^2} .
+
+    Angles in radians; midpoint rule with n nodes. The matrix is symmetric.
+
+    References
+    ----------
+    Shaw (1972), J. Math. Anal. Appl. 37, 83-112; Hansen (1994).
+
+    Examples
+    --------
+    >>> shaw(32).A.to_dense().shape
+    (32, 32)
+    """
+    n = as_count(n, "n", minimum=2)
+    h, t = _cells(n, -math.pi / 2, math.pi / 2)
+    cosines, sines = np.add.outer(np.cos(t), np.cos(t)), np.add.outer(np.sin(t), np.sin(t))
+    x = 2 * np.exp(-6 * (t - 0.8) ** 2) + np.exp(-2 * (t + 0.5) ** 2)
+    # np.sinc(v) is sin(pi v) / (pi v).
+    return _matrix_problem("shaw", h * (cosines * np.sinc(sines)) ** 2, x, t, noise, seed, like)
+
+
+def phillips(
+    n: int = 64, *, noise: float = 1e-3, seed: int = 0, like: Array | None = None
+) -> Problem:
+    r"""Phillips' convolution on [-6, 6]; mildly ill-posed.
+
+    .. math:: y(s)=\int_{-6}^6\varphi(s-t)\,x(t)\,dt,\qquad x=\varphi,\qquad
+        \varphi(t)=\begin{cases}1+\cos(\pi t/3)&|t|<3\\0&\text{else.}\end{cases}
+
+    Galerkin's method with box functions: x and y are means over n cells. The matrix is symmetric
+    and Toeplitz, with n/4 nonzero diagonals above the main one.
+
+    Raises
+    ------
+    ValueError
+        If n is not a multiple of 4 (the kernel would end inside a cell).
+
+    References
+    ----------
+    Phillips (1962), J. ACM 9, 84-97; Hansen (1994).
+
+    Examples
+    --------
+    >>> phillips(8).A.to_dense()[0].round(3)
+    array([2.716, 1.5  , 0.142, 0.   , 0.   , 0.   , 0.   , 0.   ])
+    """
+    n = as_count(n, "n", minimum=4)
+    if n % 4:
+        raise ValueError(f"n must be a multiple of 4: got {n}")
+    h, t = _cells(n, -6.0, 6.0)
+    c, last = math.pi / 3, n // 4
+    # Mean over two cells at distance k h: second difference of a second antiderivative.
+    k = np.arange(last + 1)
+    row = np.zeros(n)
+    row[: last + 1] = h + (
+        2 * np.cos(c * h * k) - np.cos(c * h * (k - 1)) - np.cos(c * h * (k + 1))
+    ) / (h * c**2)
+    # The last diagonal meets only half a cell of the kernel.
+    row[last] = h / 2 + (math.cos(c * h) - 1) / (h * c**2)
+    x = np.where(np.abs(t) < 3, 1 + np.cos(c * t) * np.sinc(h / 6), 0.0)
+    M = row[np.abs(np.subtract.outer(np.arange(n), np.arange(n)))]
+    return _matrix_problem("phillips", M, x, t, noise, seed, like)
+
+
+def gravity(
+    n: int = 64,
+    *,
+    depth: float = 0.25,
+    noise: float = 1e-3,
+    seed: int = 0,
+    like: Array | None = None,
+) -> Problem:
+    r"""Gravity surveying: a mass density at depth d from the field at the surface.
+
+    .. math:: y(s)=\int_0^1\frac d{(d^2+(s-t)^2)^{3/2}}\,x(t)\,dt,\qquad
+        x(t)=\sin(\pi t)+\tfrac12\sin(2\pi t) .
+
+    Lengths in units of the interval; midpoint rule with n nodes. The deeper the mass, the faster
+    the singular values decay: severely ill-posed. The matrix is symmetric and Toeplitz.
+
+    References
+    ----------
+    Hansen (2010), Discrete Inverse Problems, section 2.1.
+
+    Examples
+    --------
+    >>> bool(gravity(32, depth=0.5).A.norm() < gravity(32).A.norm())
+    True
+    """
+    n, d = as_count(n, "n", minimum=2), as_scalar(depth, "depth", positive=True)
+    h, t = _cells(n, 0.0, 1.0)
+    M = h * d * (d**2 + np.subtract.outer(t, t) ** 2) ** -1.5
+    x = np.sin(math.pi * t) + 0.5 * np.sin(2 * math.pi * t)
+    return _matrix_problem("gravity", M, x, t, noise, seed, like)
+
+
+def heat(
+    n: int = 64,
+    *,
+    kappa: float = 1.0,
+    noise: float = 1e-3,
+    seed: int = 0,
+    like: Array | None = None,
+) -> Problem:
+    r"""Inverse heat equation: a temperature history from inside a wall.
+
+    .. math:: y(s)=\int_0^s\mathsf k(s-t)\,x(t)\,dt,\qquad
+        \mathsf k(t)=\frac{t^{-3/2}}{2\kappa\sqrt\pi}\,e^{-1/(4\kappa^2t)} .
+
+    Times in units of the interval. Midpoint rule, x at the midpoints and y at the right ends of n
+    cells of [0, 1]: the matrix is lower triangular and Toeplitz. With :math:`\kappa=1` it is
+    numerically singular, with :math:`\kappa=5` it is well conditioned. The truth rises, turns
+    over and decays, and is zero from :math:`t=\tfrac12` on (Hansen's, at the midpoints).
+
+    References
+    ----------
+    Carasso (1982), SIAM J. Appl. Math. 42, 558-574; Hansen (1994).
+
+    Examples
+    --------
+    >>> bool(heat(16).A.to_dense()[0, 1:].any())
+    False
+    """
+    n, kappa = as_count(n, "n", minimum=2), as_scalar(kappa, "kappa", positive=True)
+    h, t = _cells(n, 0.0, 1.0)
+    k = h * t**-1.5 / (2 * kappa * math.sqrt(math.pi)) * np.exp(-1 / (4 * kappa**2 * t))
+    lag = np.subtract.outer(np.arange(n), np.arange(n))
+    M = np.where(lag >= 0, k[np.abs(lag)], 0.0)
+    u = 20 * t
+    rise, top, fall = 0.75 * u**2 / 4, 0.75 + (u - 2) * (3 - u), 0.75 * np.exp(-2 * (u - 3))
+    x = np.where(u < 2, rise, np.where(u < 3, top, np.where(u < 10, fall, 0.0)))
+    M, x, t = (asarray_like(values, like) for values in (M, x, t))
+    return _problem("heat", matrix(M), x, noise, seed, grid=t, data_grid=t + h / 2)
+
+
+def blur_1d(
+    n: int = 128,
+    *,
+    width: float = 0.03,
+    noise: float = 1e-2,
+    seed: int = 0,
+    boundary: str = "zero",
+    like: Array | None = None,
+) -> Problem:
+    r"""A signal on [0, 1] with edges and a smooth bump, blurred by a Gaussian.
+
+    .. math:: y(s)=\int\frac1{w\sqrt{2\pi}}\,e^{-(s-t)^2/(2w^2)}\,x(t)\,dt
+
+    Sampled at the midpoints of n cells. The signal is zero near both ends, so both boundaries
+    describe it.
+
+    Parameters
+    ----------
+    n : int
+    width : float
+        Standard deviation w of the blur, in units of the interval.
+    noise, seed, like :
+        As in :func:`deriv2`.
+    boundary : {"zero", "periodic"}
+        ``zero``: A is a symmetric Toeplitz matrix. ``periodic``: A is a convolution, diagonal
+        in the Fourier basis.
+
+    Examples
+    --------
+    >>> problem = blur_1d(64)
+    >>> problem.A.name, problem.y.shape
+    ('matrix', (64,))
+    """
+    n, width = as_count(n, "n", minimum=8), as_scalar(width, "width", positive=True)
+    t = _cells(n, 0.0, 1.0)[1]
+    x = 1.0 * ((t > 0.12) & (t < 0.28)) + 0.5 * ((t >= 0.28) & (t < 0.38))
+    x = x + 0.9 * np.exp(-(((t - 0.68) / 0.08) ** 2))
+    psf = psf_gaussian(width * n, ndim=1)
+    if psf.size > n:
+        raise ValueError(
+            "width is too large: the blur must fit into the interval, expected less than 1/12, "
+            f"got {width}"
+        )
+    x, psf, t = (asarray_like(values, like) for values in (x, psf, t))
+    A = convolution(psf, n, boundary=boundary)
+    if boundary == "zero":
+        A = matrix(A.to_dense())
+    return _problem("blur_1d", A, x, noise, seed, grid=t, data_grid=t)
+
+
+def psf_gaussian(width: float, *, ndim: int = 2) -> np.ndarray:
+    r"""Return a Gaussian point-spread function with standard deviation ``width`` in pixels.
+
+    Cut off at six standard deviations, normalized to sum 1, of odd size in each dimension.
+
+    Examples
+    --------
+    >>> psf_gaussian(0.5, ndim=1).round(3)
+    array([0.   , 0.   , 0.106, 0.787, 0.106, 0.   , 0.   ])
+    """
+    width = as_scalar(width, "width", positive=True)
+    if ndim not in (1, 2):
+        raise ValueError(f"ndim must be 1 or 2: got {ndim!r}")
+    radius = math.ceil(6 * width)
+    profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
+    profile /= profile.sum()
+    return profile if ndim == 1 else np.outer(profile, profile)
+
+
+def psf_motion(length: float, *, angle: float = 0.0) -> np.ndarray:
+    """Return the point-spread function of a camera that moved along a straight line.
+
+    Parameters
+    ----------
+    length : float
+        Length of the line in pixels.
+    angle : float
+        In degrees, counter-clockwise from the horizontal.
+
+    Returns
+    -------
+    NumPy array, square of odd size, sum 1
+
+    Examples
+    --------
+    >>> psf_motion(3)[2].round(3)
+    array([0.042, 0.292, 0.333, 0.292, 0.042])
+    """
+    length, angle = as_scalar(length, "length", positive=True), as_scalar(angle, "angle")
+    radius = math.ceil(length / 2)
+    # Points spread evenly over the line, each shared among its four nearest pixels.
+    along = _cells(1000, -length / 2, length / 2)[1]
+    rows = radius - along * math.sin(math.radians(angle))
+    columns = radius + along * math.cos(math.radians(angle))
+    psf = np.zeros((2 * radius + 1, 2 * radius + 1))
+    for i in range(2 * radius + 1):
+        for j in range(2 * radius + 1):
+            share = np.maximum(0, 1 - np.abs(rows - i)) * np.maximum(0, 1 - np.abs(columns - j))
+            psf[i, j] = share.sum()
+    return psf / psf.sum()
+
+
+def psf_disk(radius: float) -> np.ndarray:
+    """Return the point-spread function of a lens out of focus: a disk, ``radius`` in pixels.
+
+    Each pixel holds the part of its area that the disk covers (on a 16 x 16 grid), over the
+    whole area: square of odd size, sum 1.
+
+    Examples
+    --------
+    >>> psf_disk(1.0).round(2)
+    array([[0.03, 0.15, 0.03],
+           [0.15, 0.32, 0.15],
+           [0.03, 0.15, 0.03]])
+    """
+    radius = as_scalar(radius, "radius", positive=True)
+    size = 2 * math.ceil(radius) + 1
+    fine = _cells(16 * size, -size / 2, size / 2)[1]
+    inside = 1.0 * (np.add.outer(fine**2, fine**2) < radius**2)
+    psf = inside.reshape(size, 16, size, 16).mean(axis=(1, 3))
+    return psf / psf.sum()
+
+
+PICTURES = ("text", "page", "camera", "moon")
+
+
+def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int = 0) -> np.ndarray:
+    """Return a picture that scikit-image ships, as floats from 0 (black) to 1 (white).
+
+    Parameters
+    ----------
+    name : {"text", "page", "camera", "moon"}
+    size : int or (rows, columns), optional
+        The picture is reduced by the largest whole factor that leaves this size (means over
+        blocks), and the middle is cut out. Without it, the whole picture.
+    margin : int
+        Pixels to add on each side of the cut: what the picture shows there, or its mirror image
+        where it has ended.
+
+    Examples
+    --------
+    >>> picture("camera", 128).shape, picture("text").shape
+    ((128, 128), (172, 448))
+    """
+    from skimage import data
+
+    if name not in PICTURES:
+        raise ValueError(f"picture must be one of {', '.join(PICTURES)}: got {name!r}")
+    full = getattr(data, name)() / 255.0
+    margin = as_count(margin, "margin")
+    rows, columns = (
+        full.shape if size is None else size if isinstance(size, tuple) else (size, size)
+    )
+    rows = as_count(rows, "size", minimum=1, maximum=full.shape[0])
+    columns = as_count(columns, "size", minimum=1, maximum=full.shape[1])
+    k = min(full.shape[0] // rows, full.shape[1] // columns)
+    height, length = full.shape[0] // k, full.shape[1] // k
+    reduced = full[: height * k, : length * k].reshape(height, k, length, k).mean(axis=(1, 3))
+    scene = np.pad(reduced, margin, mode="symmetric")
+    top, left = (height - rows) // 2, (length - columns) // 2
+    return scene[top : top + rows + 2 * margin, left : left + columns + 2 * margin]
+
+
+def deblurring(
+    name: str = "page",
+    *,
+    psf: str | np.ndarray = "gaussian",
+    width: float = 2.0,
+    noise: float = 1e-2,
+    seed: int = 0,
+    boundary: str = "periodic",
+    size: int | tuple[int, int] | None = 128,
+    outside: str = "model",
+    like: Array | None = None,
+) -> Problem:
+    r"""A real picture, blurred: :math:`y=p*x+e`, gray values from 0 (black) to 1 (white).
+
+    Parameters
+    ----------
+    name : {"text", "page", "camera", "moon"}
+        Picture (:func:`picture`).
+    psf : {"gaussian", "motion", "disk"} or array
+        Point-spread function: ``psf_gaussian(width)``, ``psf_motion(width)``,
+        ``psf_disk(width)``, or one of your own.
+    width : float
+        In pixels: standard deviation, length, or radius.
+    noise, seed :
+        As in :func:`add_noise`.
+    boundary : {"periodic", "zero"}
+        What the operator A believes about the world outside the picture.
+    size :
+        Part of the picture, as in :func:`picture`.
+    outside : {"model", "scene"}
+        What is outside when the data are made. ``model``: what A believes, so that
+        ``y_exact`` is A x_true. ``scene``: the rest of the picture blurs into the frame, as in
+        a camera, so that ``y_exact`` differs from A x_true near the edges; ``delta`` does not
+        count this difference.
+    like : array, optional
+
+    Examples
+    --------
+    >>> problem = deblurring("camera", size=64, noise=0.02)
+    >>> problem.A.in_shape, problem.A.shift_invariant
+    ((64, 64), True)
+    """
+    if outside not in ("model", "scene"):
+        raise ValueError(f"outside must be model or scene: got {outside!r}")
+    if isinstance(psf, str):
+        makers = {"gaussian": psf_gaussian, "motion": psf_motion, "disk": psf_disk}
+        if psf not in makers:
+            raise ValueError(f"psf must be one of {', '.join(makers)}, or an array: got {psf!r}")
+        psf = makers[psf](width)
+    psf = as_real(psf, "psf", ndim=2)
+    x = picture(name, size)
+    A = convolution(asarray_like(psf, like), x.shape, boundary=boundary)
+    y_exact = None
+    if outside == "scene":
+        margin = max(psf.shape) // 2
+        scene = picture(name, size, margin=margin)
+        seen = convolution(psf, scene.shape, boundary="zero") @ scene
+        y_exact = asarray_like(
+            seen[margin : margin + x.shape[0], margin : margin + x.shape[1]], like
+        )
+    return _problem(f"deblurring {name}", A, asarray_like(x, like), noise, seed, y_exact)
+
+
+def source_problem(
+    n: int = 64,
+    *,
+    nu: float = 0.5,
+    p: float = 1.0,
+    noise: float = 1e-3,
+    seed: int = 0,
+    exact_norm: bool = True,
+    like: Array | None = None,
+) -> Problem:
+    r"""A problem whose truth satisfies a source condition with a known element.
+
+    .. math:: x_{\mathrm{true}}=(A^\top A)^\nu w,\quad\|w\|=1,\qquad
+        \sigma_i=i^{-p},\qquad|\langle v_i,w\rangle|\propto i^{-1/2} .
+
+    The right singular vectors are the cosines of the discrete cosine transform, the left ones
+    the sines of the discrete sine transform. The coefficients of w have seeded random signs;
+    their squares sum like a harmonic series, so that x_true satisfies hardly more than the
+    condition with ν, however large n is.
+
+    Parameters
+    ----------
+    n : int
+    nu : float
+        ν ≥ 0. Tikhonov's rate is at best :math:`\delta^{2\nu/(2\nu+1)}` for ν ≤ 1.
+    p : float
+        Decay of the singular values.
+    noise, seed, exact_norm, like :
+        As in :func:`add_noise`; by default :math:`\|e\|=\delta` exactly.
+
+    Examples
+    --------
+    >>> from course_lib.filters import decompose
+    >>> decompose(source_problem(8, p=2.0).A).s[:3].round(4)
+    array([1.    , 0.25  , 0.1111])
+    """
+    n = as_count(n, "n", minimum=2)
+    nu, p = as_scalar(nu, "nu", minimum=0.0), as_scalar(p, "p", positive=True)
+    i = np.arange(1, n + 1)
+    t = _cells(n, 0.0, 1.0)[1]
+    V, U = np.cos(math.pi * np.outer(t, i - 1)), np.sin(math.pi * np.outer(t, i))
+    V, U = V / np.linalg.norm(V, axis=0), U / np.linalg.norm(U, axis=0)
+    s = i**-p
+    # Signs from another stream than the noise, which has the same seed.
+    c = np.random.default_rng([seed, 1]).choice([-1.0, 1.0], n) / np.sqrt(i)
+    c /= np.linalg.norm(c)
+    A, x, w, t = (
+        asarray_like(values, like) for values in ((U * s) @ V.T, V @ (s ** (2 * nu) * c), V @ c, t)
+    )
+    return _problem(
+        "source_problem",
+        matrix(A),
+        x,
+        noise,
+        seed,
+        exact_norm=exact_norm,
+        grid=t,
+        data_grid=t,
+        source=w,
+    )

@@ -1,4 +1,4 @@
-"""Pages that ask nothing of the network and load nothing twice."""
+"""Pages that ask nothing of the network, load nothing twice, and carry their widgets with them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,33 @@ from typing import Any
 from sphinx.application import Sphinx
 
 
-def _drop_repeated_scripts(
+def _gather_widgets(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Keep the first of equal inline scripts: a repeated `const` stops the page's JavaScript."""
+    """Bring the widgets of all notebooks into the one page of `singlehtml`.
+
+    MyST-NB adds a notebook's widgets to the page of the same name, and here there is one page.
+    """
+    if app.builder.name != "singlehtml" or pagename != app.config.root_doc:
+        return
+    for docname, metadata in app.env.nb_metadata.items():
+        if docname != pagename:
+            for path, attributes in metadata.get("js_files", {}).values():
+                app.add_js_file(path, **attributes)
+
+
+def _tidy_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Keep the first of equal scripts: a repeated inline `const` stops the page's JavaScript."""
     seen: set[str] = set()
     kept = []
     for script in context.get("script_files", []):
-        body = getattr(script, "attributes", {}).get("body")
-        if body and body in seen:
-            continue
-        if body:
-            seen.add(body)
-        kept.append(script)
-    if "script_files" in context:
+        key = script.attributes.get("body") or str(script.filename)
+        if key not in seen:
+            seen.add(key)
+            kept.append(script)
+    if kept:
         context["script_files"] = kept
     if "body" in context:
         # The label hides the words that stand there ("Show code cell source") from screen readers.
@@ -30,6 +43,7 @@ def _drop_repeated_scripts(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect to Sphinx; late, when all extensions have added their scripts."""
-    app.connect("html-page-context", _drop_repeated_scripts, priority=900)
+    """Connect to Sphinx; the tidying is late, when all extensions have added their scripts."""
+    app.connect("html-page-context", _gather_widgets)
+    app.connect("html-page-context", _tidy_page, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

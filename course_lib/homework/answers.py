@@ -12,7 +12,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from course_lib.homework.notebook import defined_names, grade_id, role
+from course_lib.homework.notebook import answer_names, defined_names, grade_id, role
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def find_answers(student: Any, pristine: Any) -> dict[int, Answer]:
 
 def _find(student: Any, cell: Any) -> Answer:
     same_kind = [other for other in student.cells if other.cell_type == cell.cell_type]
-    names = set(defined_names(cell.source)) if cell.cell_type == "code" else set()
+    names = set(answer_names(cell)) if cell.cell_type == "code" else set()
     searches = (
         ("", [other for other in same_kind if grade_id(other) == grade_id(cell)]),
         ("", [other for other in same_kind if other.get("id") == cell.get("id")]),

@@ -47,15 +47,15 @@ _PRINTED_LIMIT = 4000
 _DEPTH_LIMIT = 50
 
 
-class WrongAnswer(AssertionError):
+class WrongAnswer(AssertionError):  # noqa: N818 - students read this name
     """A check found something wrong; the message says what, in words for the student."""
 
     def _render_traceback_(self) -> list[str]:
         """Keep the traceback of the checks out of the notebook: the words are what helps."""
-        return ["WrongAnswer: this question is not right yet; the line above says why."]
+        return ["WrongAnswer: not right yet; the line that begins with `wrong:` says why."]
 
 
-class NotPlain(ValueError):
+class NotPlain(ValueError):  # noqa: N818 - it names the value's property
     """A value that is not one of the plain kinds which cross between check and student."""
 
 
@@ -288,9 +288,7 @@ def _changed(work: Callable, arguments: list, packed_arguments: list) -> list[st
             continue
         after = _described(argument).get("value")
         if json.dumps(after) != json.dumps(before):
-            changed.append(
-                names[position] if position < len(names) else f"argument {position + 1}"
-            )
+            changed.append(names[position] if position < len(names) else f"argument {position + 1}")
     return changed
 
 

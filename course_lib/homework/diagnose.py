@@ -161,9 +161,7 @@ def _named_trap(
     return best
 
 
-def _explain(
-    got: Any, answer: np.ndarray, target: np.ndarray, error: float, rtol: float
-) -> str:
+def _explain(got: Any, answer: np.ndarray, target: np.ndarray, error: float, rtol: float) -> str:
     """Words for mistakes that need no knowledge of the question."""
     size = float(np.linalg.norm(target))
     if size == 0:
@@ -174,9 +172,9 @@ def _explain(
     for factor, name in _FACTORS.items():
         if float(np.linalg.norm(answer - factor * target)) <= tolerance * abs(factor):
             return f"your answer is {name} times the right one. Look for a scaling or a sign."
-    if answer.ndim == 2 and answer.shape[0] == answer.shape[1]:
-        if float(np.linalg.norm(answer.T - target)) <= tolerance:
-            return "your answer is the transpose of the right one."
+    square = answer.ndim == 2 and answer.shape[0] == answer.shape[1]
+    if square and float(np.linalg.norm(answer.T - target)) <= tolerance:
+        return "your answer is the transpose of the right one."
     if answer.ndim == 1 and float(np.linalg.norm(answer[::-1] - target)) <= tolerance:
         return "your answer has the right entries in reverse order."
     dtype = getattr(got, "dtype", np.dtype(float))

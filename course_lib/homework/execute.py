@@ -73,10 +73,7 @@ def run_notebooks(notebooks: dict[str, Any]) -> dict[str, dict[int, CellRun]]:
 
 def _run_nbval(here: Path, notebooks: dict[str, Any]) -> list[dict]:
     (here / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    limit = max(
-        float(course(notebook).get("cell_timeout", DEFAULT_CELL_TIMEOUT))
-        for notebook in notebooks.values()
-    )
+    limit = max(_cell_timeout(notebook) for notebook in notebooks.values())
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", "--rootdir", "."),
         *("-p", "no:cacheprovider", "-p", "nbval.plugin", "-p", "course_lib.homework._report"),
@@ -85,9 +82,7 @@ def _run_nbval(here: Path, notebooks: dict[str, Any]) -> list[dict]:
     ]
     # Neither the student's pytest settings nor plugins that happen to be installed take part.
     surroundings = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
-    surroundings.update(
-        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", COURSE_REPORT=str(here / "report.json")
-    )
+    surroundings.update(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", COURSE_REPORT=str(here / "report.json"))
     library = str(Path(__file__).parents[2])
     surroundings["PYTHONPATH"] = os.pathsep.join(
         [library, *filter(None, [surroundings.get("PYTHONPATH")])]
@@ -106,6 +101,11 @@ def _run_nbval(here: Path, notebooks: dict[str, Any]) -> list[dict]:
             f"The notebook could not be run: no kernel started ({broken[0]['error'][:300]})."
         )
     return record
+
+
+def _cell_timeout(notebook: Any) -> float:
+    limits = [course(cell).get("cell_timeout") for cell in notebook.cells]
+    return max((float(limit) for limit in limits if limit), default=DEFAULT_CELL_TIMEOUT)
 
 
 def _cell_runs(notebook: Any, rows: list[dict]) -> dict[int, CellRun]:

@@ -3,15 +3,16 @@
 Metadata is nbgrader's, schema 3, so that nbgrader can use the same source. Ours stands beside it
 under the key ``course``:
 
-notebook   ``{"assignment": "02_tikhonov", "notebook": "02_tikhonov", "cell_timeout": 60}``
 statement  ``{"question": "q03", "title": "...", "difficulty": "basic|standard|challenge",
            "see": "where to look"}``, on a locked markdown cell; it opens the question
 answer     ``{"question": "q03"}``: a code cell with ``solution``, or a markdown cell with ``grade``
-           and ``solution`` that is marked by hand
+           and ``solution`` that is marked by hand; the release adds the names that it ``defines``
 check      ``{"question": "q03"}``: a code cell with ``grade`` and ``points``
-set-up     ``{"role": "setup"}``: runs where students' code runs and where checks run
+set-up     ``{"role": "setup", "cell_timeout": 60}``: runs where students' code runs and where
+           checks run; the seconds that one cell may take
 teacher    ``{"role": "teacher"}``: never released
 given      ``{"role": "given"}``: code handed out on purpose, its lines are no leak
+notebook   ``{"assignment": "02_tikhonov", "notebook": "02_tikhonov"}``, written by the release
 
 The rubric of an answer that is marked by hand stands in its solution region, one line a step:
 ``- [2] the bound is proved for every rank``. The numbers add up to the cell's points.
@@ -34,8 +35,7 @@ _RUBRIC_LINE = re.compile(r"^\s*[-*]\s*\[(\d+(?:\.\d+)?)\]\s+(.+)$", re.MULTILIN
 
 
 class HomeworkError(Exception):
-    """Something is wrong with the input; the message is a sentence for the person at the keyboard.
-    """
+    """Something is wrong with the input; the message is a sentence for the user."""
 
 
 @dataclass
@@ -152,7 +152,7 @@ def grade_id(cell: Any) -> str:
 
 
 def role(cell: Any) -> str:
-    """``answer``, ``manual``, ``check``, or what ``course.role`` says, else ``text`` or ``code``."""
+    """``answer``, ``manual``, ``check``, what ``course.role`` says, else ``text`` or ``code``."""
     meta = nbgrader(cell)
     if meta.get("solution"):
         return "answer" if cell.cell_type == "code" else "manual"
@@ -195,6 +195,11 @@ def defined_names(source: str) -> list[str]:
             for target in targets:
                 names += [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
     return names
+
+
+def answer_names(cell: Any) -> list[str]:
+    """The names that an answer cell has to define: what the release wrote down, or its source."""
+    return list(course(cell).get("defines") or defined_names(cell.source))
 
 
 def _without_magics(source: str) -> str:

@@ -35,6 +35,7 @@ from course_lib.homework.execute import CellRun, run_notebooks
 from course_lib.homework.notebook import HomeworkError
 
 TEXT_STUB = "YOUR ANSWER HERE"
+_MARK = "# NBVAL_CHECK_OUTPUT"
 _HIDDEN_RNG = re.compile(r"hidden_rng\(\s*[\"']([^\"']+)[\"']\s*\)")
 _REGIONS = {"SOLUTION": ("answer", "manual"), "HIDDEN TESTS": ("check",)}
 
@@ -50,20 +51,17 @@ class Bundle:
 
 
 def find_sources(paths: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Assignments and their source notebooks; a folder stands for the notebooks in it."""
+    """Assignments and their source notebooks; a folder stands for the notebooks in it.
+
+    The assignment has the name of the folder that holds the notebook.
+    """
     found: dict[str, list[Path]] = {}
     for entry in map(Path, paths):
         notebooks = sorted(entry.glob("*.ipynb")) if entry.is_dir() else [entry]
         if not notebooks:
             raise HomeworkError(f"{entry} holds no notebook (.ipynb).")
         for path in notebooks:
-            assignment = nb.course(nb.read_notebook(path)).get("assignment")
-            if not assignment or not re.fullmatch(r"\w[\w.-]*", str(assignment)):
-                raise HomeworkError(
-                    f"{path} names no assignment: its notebook metadata needs course.assignment, "
-                    "such as 02_tikhonov."
-                )
-            found.setdefault(str(assignment), []).append(path)
+            found.setdefault(path.resolve().parent.name, []).append(path)
     return found
 
 
@@ -84,6 +82,7 @@ def build(assignment: str, paths: Sequence[Path], secret: bytes) -> Bundle:
         found = source_problems(source)
         if not found:
             released = release_notebook(source)
+            released.metadata["course"] = {"assignment": assignment, "notebook": path.stem}
             found = leaks(source, released)
             bundle.sources[path.stem], bundle.released[path.stem] = source, released
         problems += [f"{path.name}: {problem}" for problem in found]
@@ -164,22 +163,24 @@ def release_notebook(source: Any) -> Any:
     for cell in released.cells:
         kind = nb.role(cell)
         if kind in ("answer", "manual"):
+            if kind == "answer":
+                cell.metadata["course"] = {**nb.course(cell), "defines": nb.answer_names(cell)}
             cell.source = stubbed(cell, number[nb.course(cell)["question"]])
             cell.metadata["deletable"] = False
         elif kind == "check":
             cell.source = without_hidden(cell)
             if not _code_lines(cell.source):
                 cell.metadata["course"] = {**nb.course(cell), "hidden": True}
-        if kind == "check" or (nb.nbgrader(cell).get("locked") and kind not in ("answer", "manual")):
-            cell.metadata["deletable"] = False
-            cell.metadata["editable"] = False
+            cell.metadata["deletable"] = cell.metadata["editable"] = False
+        elif nb.nbgrader(cell).get("locked"):
+            cell.metadata["deletable"] = cell.metadata["editable"] = False
         if cell.cell_type == "code" and not _expects_output(cell):
             cell.outputs, cell.execution_count = [], None
     return released
 
 
 def _expects_output(cell: Any) -> bool:
-    return nb.role(cell) != "answer" and "# NBVAL_CHECK_OUTPUT" in cell.source
+    return nb.role(cell) != "answer" and _MARK in cell.source.split("\n")
 
 
 def _code_lines(source: str) -> list[str]:
@@ -199,6 +200,7 @@ def with_seeds(source: Any, secret: bytes) -> Any:
             if "### BEGIN HIDDEN TESTS" in line:
                 region = cell.source.partition(line)[2].partition("### END HIDDEN TESTS")[0]
                 names = dict.fromkeys(_HIDDEN_RNG.findall(region))
+                lines += ["from course_lib.homework import set_seed", ""] if names else []
                 lines += [f'set_seed("{name}", {derive_seed(secret, name)})' for name in names]
         cell.source = "\n".join(lines)
     return seeded
@@ -292,9 +294,9 @@ def ends_in_value(source: str) -> bool:
 
 
 def _nontrivial(line: str) -> bool:
-    """A line of a solution that nobody writes by chance: not short, not a comment or an import."""
+    """A line that nobody writes by chance: 16 characters or more, no comment, no import."""
     text = _squeezed(line)
-    return len(text) >= 12 and not text.startswith(("#", "import", "from", "returnx", '"""'))
+    return len(text) >= 16 and not text.startswith(("#", "import", "from"))
 
 
 def _squeezed(line: str) -> str:
@@ -305,9 +307,9 @@ def leaks(source: Any, released: Any) -> list[str]:
     """Lines of solutions, rubrics and hidden checks that stand anywhere in the release.
 
     Lines are compared without spaces. Searched are sources, outputs, attachments and metadata of
-    all released cells. Short lines, comments and imports are not counted, nor lines that a cell
-    with ``course.role == "given"`` hands out on purpose, nor hidden lines that a visible check
-    shows.
+    all released cells, for each line of 16 characters or more that is no comment and no import,
+    and for the solution as a whole. Not counted are lines that a set-up cell or a cell with
+    ``course.role == "given"`` hands out on purpose, and hidden lines that a visible check shows.
     """
     given = {
         _squeezed(line)
@@ -323,16 +325,21 @@ def leaks(source: Any, released: Any) -> list[str]:
     places.append(("the notebook's metadata", "", _squeezed(json.dumps(released.metadata))))
     problems = []
     for cell in source.cells:
-        for line in _secret_lines(cell):
+        secret = _secret_lines(cell)
+        whole = "\n".join(secret)
+        wanted = [line for line in secret if _nontrivial(line)]
+        wanted += [whole] if len(_squeezed(whole)) >= 12 else []
+        for line in wanted:
             text = _squeezed(line)
-            if not _nontrivial(line) or text in given:
+            if text in given:
                 continue
             for name, kind, content in places:
                 if nb.role(cell) == "check" and kind == "check":
                     continue
                 if text in content:
                     problems.append(
-                        f"a line of {nb.grade_id(cell)} leaks into {name}: `{line.strip()[:60]}`."
+                        f"a line of {nb.grade_id(cell) or 'a teacher cell'} leaks into {name}: "
+                        f"`{line.strip()[:60]}`."
                     )
     return list(dict.fromkeys(problems))
 
@@ -408,8 +415,10 @@ def _full_marks_problems(
                 f"{where}: ends in the bare number {run.result}; nbgrader reads that as partial "
                 "credit."
             )
-        if nb.role(cell) == "check" and nb.course(cell).get("hidden") is None and (
-            not run.expected and "# NBVAL_CHECK_OUTPUT" in cell.source
+        if (
+            nb.role(cell) == "check"
+            and nb.course(cell).get("hidden") is None
+            and (not run.expected and _MARK in cell.source.split("\n"))
         ):
             problems.append(f"{where}: has no stored output to compare with.")
     return problems
@@ -483,7 +492,7 @@ def _question_record(source: Any, question: nb.Question) -> dict[str, Any]:
         "title": question.title,
         "difficulty": question.difficulty,
         "answers": [
-            {**record, "defines": nb.defined_names(source.cells[index].source)}
+            {**record, "defines": nb.answer_names(source.cells[index])}
             for record, index in zip(cells(question.answers), question.answers, strict=True)
         ],
         "checks": cells(question.checks),

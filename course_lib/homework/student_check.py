@@ -24,7 +24,7 @@ _DAMAGED = "Take the homework's folder once more from where you got it, and copy
 
 @dataclass(frozen=True)
 class Verdict:
-    """One question after a check: ``passed``, ``wrong``, ``open`` (nothing written), ``by hand``."""
+    """One question after a check: ``passed``, ``wrong``, ``open`` (not answered), ``by hand``."""
 
     question: nb.Question
     status: str
@@ -92,7 +92,9 @@ def check_notebook(path: str | Path, release: str | None = None) -> tuple[list[V
             "cells was found in it."
         )
     runs, stopped = _run(pristine, found)
-    verdicts = [_judge(pristine, question, found, runs, stopped) for question in nb.questions(pristine)]
+    verdicts = [
+        _judge(pristine, question, found, runs, stopped) for question in nb.questions(pristine)
+    ]
     remarks = [
         f"{nb.grade_id(pristine.cells[index])}: {answer.remark}."
         for index, answer in found.items()

@@ -1,0 +1,291 @@
+r"""Checks that a program keeps a mathematical promise, with the reason in words when it does not.
+
+They are for our own tests and for students: each takes plain functions too, and answers with a
+:class:`Check`, which is true when the promise is kept.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from .arrays import Array, as_count, as_real, asarray_like, inner, norm, to_float
+from .operators import LinearOperator, as_operator
+
+__all__ = ["Check", "adjoint", "slope", "taylor"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of a check; true in a condition if and only if it passed.
+
+    Attributes
+    ----------
+    passed : bool
+    value : float
+        What was measured.
+    bound : float
+        What it is compared with.
+    message : str
+        The outcome in words.
+    """
+
+    passed: bool
+    value: float
+    bound: float
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def _random(shape: tuple[int, ...], rng: np.random.Generator, like: Array | None) -> Array:
+    return asarray_like(rng.standard_normal(shape), like)
+
+
+class _Broken(Exception):  # noqa: N818 (never leaves this module)
+    """A function under test broke its contract; the message says how."""
+
+
+def _call(function: Callable, x: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Return ``function(x)``, checked to be a finite array of the given shape."""
+    xp = array_namespace(x)
+    before = xp.asarray(x, copy=True)
+    value = function(x)
+    if not bool(xp.all(x == before)):
+        raise _Broken(f"{name} changes its argument: it must leave the array as it was")
+    if not hasattr(value, "shape"):
+        raise _Broken(f"{name} must return an array: it returned {type(value).__name__}")
+    if tuple(value.shape) != tuple(shape):
+        raise _Broken(
+            f"{name} returns the wrong shape: expected {tuple(shape)}, got {tuple(value.shape)}"
+        )
+    if array_namespace(value) is not xp:
+        raise _Broken(f"{name} leaves the library of its argument: got {type(value).__name__}")
+    if not bool(xp.all(xp.isfinite(value))):
+        raise _Broken(f"{name} returned NaN or infinity")
+    return value
+
+
+def _common_factor(ratios: list[float]) -> float | None:
+    """Return the number other than 0 and 1 that all ratios equal (to 0.1 percent), if any."""
+    middle = float(np.median(ratios))
+    same = math.isfinite(middle) and all(abs(r - middle) <= 1e-3 * abs(middle) for r in ratios)
+    return middle if same and middle != 0 and abs(middle - 1) > 1e-2 else None
+
+
+def adjoint(A: Any, *, seed: int = 0, pairs: int = 5, like: Array | None = None) -> Check:
+    r"""Check that :math:`\langle Au,v\rangle=\langle u,A^\top v\rangle` for random u and v.
+
+    Measured is the largest, over the pairs, of
+
+    .. math::
+        \frac{|\langle Au,v\rangle-\langle u,A^\top v\rangle|}
+        {\max(\|Au\|\,\|v\|,\ \|u\|\,\|A^\top v\|)},
+
+    and compared with :math:`10\sqrt N\,\mathrm{eps}_{\mathrm{mach}}`, N the larger of the two
+    sizes. The scale is a product of norms, because the inner product itself may be near zero.
+
+    Parameters
+    ----------
+    A : LinearOperator, array, or tuple (apply, adjoint, in_shape, out_shape)
+    seed : int
+    pairs : int
+        Number of random pairs.
+    like : array, optional
+        Sets namespace, dtype and device where A fixes none.
+
+    Returns
+    -------
+    Check
+
+    Examples
+    --------
+    >>> from course_lib.operators import difference
+    >>> bool(adjoint(difference(5)))
+    True
+    >>> print(adjoint((lambda x: 2 * x, lambda v: v, (3,), (3,))))
+    not the adjoint: <Au, v> is 2 times <u, A'v> in every trial; a factor is wrong
+    """
+    if isinstance(A, tuple) and len(A) != 4:
+        raise ValueError(
+            "A must be an operator, a matrix, or (apply, adjoint, in_shape, out_shape): "
+            f"got a tuple of length {len(A)}"
+        )
+    A = _operator_of(*A) if isinstance(A, tuple) else as_operator(A)
+    like = A.like if like is None else like
+    rng = np.random.default_rng(as_count(seed, "seed"))
+    worst, ratios = 0.0, []
+    for _ in range(as_count(pairs, "pairs", minimum=1)):
+        u, v = _random(A.in_shape, rng, like), _random(A.out_shape, rng, like)
+        try:
+            Au = _call(A.apply, u, A.out_shape, "the forward map")
+            Atv = _call(A.adjoint, v, A.in_shape, "the adjoint")
+        except _Broken as problem:
+            return Check(False, math.inf, 0.0, str(problem))
+        left, right = to_float(inner(Au, v)), to_float(inner(u, Atv))
+        scale = max(to_float(norm(Au) * norm(v)), to_float(norm(u) * norm(Atv)))
+        worst = max(worst, abs(left - right) / scale if scale else 0.0)
+        ratios.append(left / right if right else math.inf)
+    size = max(math.prod(A.in_shape), math.prod(A.out_shape))
+    bound = 10 * math.sqrt(size) * float(array_namespace(u).finfo(u.dtype).eps)
+    if worst <= bound:
+        return Check(True, worst, bound, f"adjoint: mismatch {worst:.1e} is at most {bound:.1e}")
+    hint = _adjoint_hint(ratios, worst)
+    if A.in_shape == A.out_shape and to_float(norm(A.apply(v) - Atv)) == 0:
+        hint = "it returns what the forward map returns; is the transpose missing?"
+    return Check(False, worst, bound, f"not the adjoint: {hint}")
+
+
+def _operator_of(
+    apply: Callable, adjoint: Callable, in_shape: int | tuple, out_shape: int | tuple
+) -> LinearOperator:
+    shapes = (s if isinstance(s, tuple) else (s,) for s in (in_shape, out_shape))
+    return LinearOperator(apply, adjoint, *shapes)
+
+
+def _adjoint_hint(ratios: list[float], worst: float) -> str:
+    factor = _common_factor(ratios)
+    if factor is None:
+        return f"<Au, v> and <u, A'v> differ by {worst:.1e}, relative to the norms"
+    kind = "the sign is wrong" if abs(factor + 1) < 1e-2 else "a factor is wrong"
+    return f"<Au, v> is {factor:.4g} times <u, A'v> in every trial; {kind}"
+
+
+def slope(x: Array, y: Array) -> float:
+    r"""Return the exponent a of the power law :math:`y\approx c\,x^a`.
+
+    The least-squares line through :math:`(\log x_i,\log y_i)`: a measured rate of convergence.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not positive, or all x are equal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> h = np.array([0.1, 0.01, 0.001])
+    >>> round(slope(h, 3 * h**2), 6)
+    2.0
+    """
+    x, y = as_real(x, "x", ndim=1), as_real(y, "y", ndim=1)
+    as_real(y, "y", shape=x.shape)
+    xp = array_namespace(x, y)
+    if not (bool(xp.all(x > 0)) and bool(xp.all(y > 0))):
+        raise ValueError("x and y must be positive: a logarithm is taken")
+    u, v = xp.log(x) - xp.mean(xp.log(x)), xp.log(y) - xp.mean(xp.log(y))
+    if to_float(norm(u)) == 0:
+        raise ValueError("x must vary: expected at least two different values, got one")
+    return to_float(inner(u, v) / inner(u, u))
+
+
+def taylor(
+    f: Callable[[Array], Any],
+    gradient: Callable[[Array], Array],
+    x: Array,
+    *,
+    seed: int = 0,
+    directions: int = 3,
+) -> Check:
+    r"""Check a gradient: the remainder of Taylor's formula must fall with slope 2.
+
+    .. math:: r(t)=|f(x+tv)-f(x)-t\langle\nabla f(x),v\rangle|=O(t^2)
+
+    for random directions v of the size of x. With a wrong gradient it is only :math:`O(t)`. The
+    slope is measured at the smallest steps :math:`t=4^{-j}` where r is still well above the
+    rounding noise of f, itself measured by second differences at steps too small to see the
+    curvature. Where f is linear along v, r is noise at every step, and the check passes.
+
+    Parameters
+    ----------
+    f : callable
+        Array to number.
+    gradient : callable
+        Array to array of the same shape.
+    x : array, float64
+        A point at which f is differentiable.
+    seed : int
+    directions : int
+        Number of random directions; the smallest slope counts.
+
+    Returns
+    -------
+    Check
+        ``value`` is the slope, ``bound`` 1.9.
+
+    Raises
+    ------
+    ValueError
+        If x is not in double precision: single precision leaves no room for two slopes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([1.0, -2.0])
+    >>> bool(taylor(lambda x: (x**4).sum(), lambda x: 4 * x**3, x))
+    True
+    >>> print(taylor(lambda x: (x**4).sum(), lambda x: -4 * x**3, x))
+    not the gradient: the derivative of f is -1 times the claimed one; the sign is wrong
+    """
+    x = as_real(x, "x")
+    if x.dtype != array_namespace(x).float64:
+        raise ValueError(f"x must be in double precision: expected float64, got {x.dtype}")
+    rng = np.random.default_rng(as_count(seed, "seed"))
+    size = to_float(norm(x)) / math.sqrt(math.prod(x.shape)) or 1.0
+    worst, ratios = math.inf, []
+    try:
+        g = _call(gradient, x, x.shape, "the gradient")
+        for _ in range(as_count(directions, "directions", minimum=1)):
+            v = size * _random(tuple(x.shape), rng, x)
+            claimed = to_float(inner(g, v))
+            worst = min(worst, _remainder_slope(lambda t, v=v: _number(f, x + t * v), claimed))
+            numerical = (_number(f, x + 1e-5 * v) - _number(f, x - 1e-5 * v)) / 2e-5
+            ratios.append(numerical / claimed if claimed else math.inf)
+    except _Broken as problem:
+        return Check(False, -math.inf, 1.9, str(problem))
+    if worst >= 1.9:
+        seen = f"has slope {worst:.2f}" if math.isfinite(worst) else "is rounding noise: f is linear"
+        return Check(True, worst, 1.9, f"gradient: the Taylor remainder {seen}")
+    return Check(False, worst, 1.9, "not the gradient: " + _gradient_hint(ratios, worst))
+
+
+def _number(f: Callable, x: Array) -> float:
+    value = f(x)
+    if isinstance(value, (list, tuple, str)) or getattr(value, "ndim", 0) != 0:
+        raise _Broken(f"f must return one number: it returned {type(value).__name__}")
+    return to_float(value)
+
+
+def _remainder_slope(phi: Callable[[float], float], claimed: float) -> float:
+    """Return the slope of |phi(t) - phi(0) - t claimed| at small t; infinity if all is noise."""
+    start, eps = phi(0.0), float(np.finfo(float).eps)
+    second = (abs(phi(s) - 2 * start + phi(-s)) for s in (1e-9, 2e-9, 3e-9, 4e-9))
+    noise = max(4 * eps * abs(start), *second, np.finfo(float).tiny)
+    steps = [4.0**-j for j in range(1, 21)]
+    remainders = [abs(phi(t) - start - t * claimed) for t in steps]
+    # From the first finite value to the first one that noise could spoil, and that one too.
+    kept = []
+    for t, r in zip(steps, remainders, strict=True):
+        if math.isfinite(r):
+            kept.append((t, max(r, noise)))
+            if r <= 100 * noise:
+                break
+    if len(kept) < 2:
+        return math.inf
+    t, r = np.array(kept[-4:]).T
+    return slope(t, r)
+
+
+def _gradient_hint(ratios: list[float], worst: float) -> str:
+    factor = _common_factor(ratios)
+    if factor is None:
+        return f"the Taylor remainder falls with slope {worst:.2f}, expected 2"
+    kind = "the sign is wrong" if abs(factor + 1) < 1e-2 else "a factor is wrong"
+    return f"the derivative of f is {factor:.4g} times the claimed one; {kind}"

@@ -1,0 +1,203 @@
+"""Sliders that move a figure, in a notebook and in the built book without a kernel.
+
+This is the only module that imports ipywidgets. An explorer draws one picture for every stop of
+its slider beforehand, each with a text that says what is to be seen; the browser shows the one
+that belongs to the slider's position.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import filters, plotting, problems
+from .arrays import as_count, norm, to_float
+
+__all__ = ["explore", "filter_factors", "landweber_vs_tikhonov", "tikhonov_picture"]
+
+
+def explore(
+    values: Sequence[Any],
+    draw: Callable[[Any], Any],
+    *,
+    name: str,
+    label: Callable[[Any], str] = str,
+    describe: Callable[[Any], str],
+    initial: int = 0,
+) -> Any:
+    """Return a slider over ``values`` that shows the figure drawn for each.
+
+    Parameters
+    ----------
+    values : sequence
+        The stops of the slider; nine or so keep the page small.
+    draw : callable
+        Value to axes, as the functions of :mod:`course_lib.plotting` return them. All figures
+        should have one size and one scale, so that only what the lever moves is seen to move.
+    name : str
+        What the slider sets; it stands to the left of it.
+    label : callable
+        Value to the text on the right of the slider.
+    describe : callable
+        Value to the alternative text of its figure: what is to be seen, in a sentence.
+    initial : int
+        Index of the stop shown first.
+
+    Returns
+    -------
+    ipywidgets.VBox
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> t = np.linspace(0, 1, 50)
+    >>> box = explore(
+    ...     [1, 2, 3],
+    ...     lambda k: plotting.plot_signals(t, {"sine": np.sin(k * t)}),
+    ...     name="frequency",
+    ...     describe=lambda k: f"A sine of frequency {k}.",
+    ... )
+    >>> [type(part).__name__ for part in box.children]
+    ['SelectionSlider', 'Stack']
+    """
+    import ipywidgets as widgets
+
+    values = list(values)
+    if len(values) < 2:
+        raise ValueError(f"values must offer a choice: expected at least two, got {len(values)}")
+    initial = as_count(initial, "initial", maximum=len(values) - 1)
+    frames = [widgets.HTML(_image(_png(draw(value)), describe(value))) for value in values]
+    slider = widgets.SelectionSlider(
+        options=[(label(value), i) for i, value in enumerate(values)],
+        index=initial,
+        description=name,
+        style={"description_width": "initial"},
+        layout={"width": "100%", "max_width": "40em"},
+    )
+    stack = widgets.Stack(frames, selected_index=initial)
+    # The link lives in the browser: it works in a page that no kernel stands behind.
+    widgets.jslink((slider, "index"), (stack, "selected_index"))
+    return widgets.VBox([slider, stack])
+
+
+def _png(axes: Any) -> bytes:
+    """Return the figure of the axes as a PNG with at most 256 colours, and close it."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    figure = np.ravel(axes)[0].figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, transparent=True)
+    plt.close(figure)
+    small = Image.open(buffer).quantize(256, method=Image.Quantize.FASTOCTREE)
+    buffer = io.BytesIO()
+    small.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def _image(png: bytes, description: str) -> str:
+    source = base64.b64encode(png).decode("ascii")
+    return (
+        f'<img alt="{html.escape(description)}" style="max-width: 100%; height: auto" '
+        f'src="data:image/png;base64,{source}">'
+    )
+
+
+def _relative_error(x: Any, problem: problems.Problem) -> float:
+    return to_float(norm(x - problem.x_true) / norm(problem.x_true))
+
+
+def tikhonov_picture() -> Any:
+    """Return a slider for λ beside a blurred page and its Tikhonov reconstruction."""
+    problem = problems.deblurring("page", size=(96, 144), noise=0.01)
+    lams = [10.0**k for k in range(-8, 1)]
+    spectrum = filters.decompose(problem.A)
+    found = {
+        lam: filters.filtered(spectrum, problem.y, filters.tikhonov_factors(spectrum.s, lam))
+        for lam in lams
+    }
+    errors = {lam: _relative_error(x, problem) for lam, x in found.items()}
+    best = min(errors, key=errors.get)
+
+    def describe(lam: float) -> str:
+        seen = "amplified noise covers the letters" if lam < best else "the letters stay blurred"
+        if errors[lam] < 1.2 * errors[best]:
+            seen = "the letters can be read"
+        return (
+            f"A blurred page, and its Tikhonov reconstruction with λ = {lam:.0e}: {seen}, "
+            f"relative error {errors[lam]:.2g}."
+        )
+
+    def draw(lam: float) -> Any:
+        title = f"Tikhonov, relative error {errors[lam]:.2f}"
+        return plotting.show_pictures({"data": problem.y, title: found[lam]})
+
+    return explore(
+        lams, draw, name="λ", label="{:.0e}".format, describe=describe, initial=lams.index(best)
+    )
+
+
+def filter_factors() -> Any:
+    """Return a slider for the cut-off α that Tikhonov, TSVD and Landweber filters share.
+
+    Tikhonov has λ = α², truncation keeps σ ≥ α, and Landweber takes 1/α² steps with η = 1.
+    """
+    s = np.logspace(-4, 0, 201)
+
+    def draw(alpha: float) -> Any:
+        factors = {
+            "Tikhonov": filters.tikhonov_factors(s, alpha**2),
+            "truncated SVD": filters.tsvd_factors(s, int((s >= 0.999 * alpha).sum())),
+            "Landweber": filters.landweber_factors(s, 1.0, round(alpha**-2)),
+        }
+        ax = plotting.plot_factors(s, factors)
+        ax.axvline(alpha, color=plotting.INK, linewidth=0.8, zorder=0)
+        return ax
+
+    def label(alpha: float) -> str:
+        return f"α = {alpha:.1g} (λ = {alpha**2:.0e}, {alpha**-2:.0f} steps)"
+
+    def describe(alpha: float) -> str:
+        return (
+            f"Filter factors over the singular values, {label(alpha)}: all three are near 0 well "
+            "below α and near 1 well above it. Tikhonov's rises most slowly, the truncated SVD "
+            "jumps at α, Landweber's lies between them."
+        )
+
+    alphas = [10 ** (-k / 2) for k in range(1, 7)]
+    return explore(alphas, draw, name="cut-off", label=label, describe=describe, initial=2)
+
+
+def landweber_vs_tikhonov() -> Any:
+    """Return a slider for Landweber's steps k beside Tikhonov's solution with λ = 1/(ηk)."""
+    problem, step = problems.blur_1d(noise=0.03), 1.0
+    ks = [1, 3, 10, 30, 100, 300, 1000, 3000, 10_000]
+    spectrum = filters.decompose(problem.A)
+
+    def pair(k: int) -> dict[str, Any]:
+        # Both by their filters: k steps of Landweber from zero are exactly this filter.
+        factors = {
+            "Landweber": filters.landweber_factors(spectrum.s, step, k),
+            "Tikhonov": filters.tikhonov_factors(spectrum.s, 1 / (step * k)),
+        }
+        return {m: filters.filtered(spectrum, problem.y, phi) for m, phi in factors.items()}
+
+    def draw(k: int) -> Any:
+        ax = plotting.plot_signals(problem.grid, pair(k), truth=problem.x_true)
+        ax.set_ylim(-0.6, 1.5)
+        return ax
+
+    def describe(k: int) -> str:
+        x = pair(k)
+        errors = {method: _relative_error(x[method], problem) for method in x}
+        apart = to_float(norm(x["Landweber"] - x["Tikhonov"]) / norm(x["Tikhonov"]))
+        return (
+            f"The signal after {k} steps of Landweber, relative error {errors['Landweber']:.2f}, "
+            f"and Tikhonov's with λ = {1 / (step * k):.1g}, relative error "
+            f"{errors['Tikhonov']:.2f}. They differ by {100 * apart:.0f} percent in norm."
+        )
+
+    return explore(ks, draw, name="steps k", describe=describe, initial=4)

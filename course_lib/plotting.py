@@ -1,0 +1,605 @@
+"""Figures of the book: one look, readable on a light page and on a dark one.
+
+This is the only module that imports matplotlib. Backgrounds are transparent and every colour has
+middle luminance: a contrast of at least 3 to white and to the dark page. Lines differ in colour
+and in stroke. Importing the module changes no setting of matplotlib; each function draws under a
+style of its own and returns the axes, so that anything may be added or changed.
+"""
+
+import ast
+import functools
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_torch_array
+
+from .arrays import Array
+
+__all__ = [
+    "COLORS",
+    "INK",
+    "figure",
+    "plot_coefficients",
+    "plot_error",
+    "plot_factors",
+    "plot_gain",
+    "plot_matrix",
+    "plot_picard",
+    "plot_rates",
+    "plot_semiconvergence",
+    "plot_signals",
+    "plot_singular_values",
+    "plot_valleys",
+    "show_pictures",
+    "show_source",
+]
+
+# Gray of text and axes: contrast 4.5 to white, 3.9 to the dark page.
+INK = "#70777f"
+# Blue, orange, green, purple: told apart by readers with any of the colour vision deficiencies.
+COLORS = ("#2f6fe0", "#cf5a10", "#12a074", "#b93aa6")
+_STROKES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
+_MARKERS = ("o", "s", "^", "D")
+_WIDTH = 6.6
+_STYLE = {
+    "figure.dpi": 144,
+    "savefig.dpi": 144,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "font.size": 10,
+    "legend.frameon": False,
+    "legend.labelcolor": "linecolor",
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.minor.width": 0.5,
+    "ytick.minor.width": 0.5,
+}
+
+
+def _styled(draw: Callable) -> Callable:
+    """Run a drawing function under the style of the book, and leave matplotlib as it was."""
+
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs):
+        import matplotlib as mpl
+
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+@_styled
+def figure(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = _WIDTH,
+    height: float | None = None,
+    **options,
+) -> tuple[Any, Any]:
+    """Return a figure and its axes in the style of the book, to draw several panels.
+
+    Parameters
+    ----------
+    rows, columns : int
+    width, height : float
+        In inches; by default each panel is a little wider than high.
+    **options
+        For ``matplotlib.pyplot.subplots``: ``sharey``, for instance.
+    """
+    import matplotlib.pyplot as plt
+
+    panel = width / columns
+    height = rows * min(0.8 * panel, 0.46 * _WIDTH) if height is None else height
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def _axes(ax: Any) -> Any:
+    return figure()[1] if ax is None else ax
+
+
+def _numpy(x: Array) -> np.ndarray:
+    """Return any array, tensor or list of numbers as a NumPy array."""
+    return x.detach().cpu().numpy() if is_torch_array(x) else np.asarray(x)
+
+
+def _strokes() -> Any:
+    """Yield colour and stroke of the first line, the second, …"""
+    return cycle(
+        {"color": color, "linestyle": stroke}
+        for color, stroke in zip(COLORS, _STROKES, strict=True)
+    )
+
+
+def _same_length(name: str, values: np.ndarray, against: str, size: int) -> np.ndarray:
+    if values.shape != (size,):
+        raise ValueError(
+            f"{name} must match {against}: expected shape ({size},), got {values.shape}"
+        )
+    return values
+
+
+def _line_ends(ax: Any, lines: list) -> np.ndarray:
+    """Return where each line ends, as fractions of the axes."""
+    # Reading the limits makes matplotlib settle them; the transform alone would be out of date.
+    ax.get_xlim(), ax.get_ylim()
+    ends = []
+    for line in lines:
+        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+        last = np.flatnonzero(np.isfinite(x) & np.isfinite(y))[-1]
+        point = ax.transData.transform((x[last], y[last]))
+        ends.append(ax.transAxes.inverted().transform(point))
+    return np.array(ends)
+
+
+def _name_lines(ax: Any, gap: float = 0.08) -> None:
+    """Write each line's label at its end, in its colour; use a legend where the ends meet."""
+    lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    ends = _line_ends(ax, lines)
+    near = np.abs(ends[:, None] - ends[None, :])
+    meet = (near[:, :, 0] < 0.2) & (near[:, :, 1] < gap)
+    if meet.sum() > len(lines):
+        _legend_row(ax)
+        return
+    for line, end in zip(lines, ends, strict=True):
+        ax.annotate(
+            line.get_label(),
+            end,
+            xytext=(7, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=line.get_color(),
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Label a logarithmic axis that spans little with 0.2, 0.5, … instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    if decades < 2:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.7 else range(1, 10)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _legend_row(ax: Any) -> None:
+    """Put a legend above the axes, in as many rows as its labels need."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not labels:
+        return
+    entry = 0.75 + 0.08 * max(len(label) for label in labels)
+    room = ax.figure.get_figwidth() * ax.get_position().width / 0.8
+    ax.legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=max(1, min(len(labels), int(room / entry))),
+        borderaxespad=0.2,
+        handlelength=2.2,
+        columnspacing=1.6,
+    )
+
+
+@_styled
+def plot_signals(
+    grid: Array,
+    signals: Mapping[str, Array],
+    *,
+    truth: Array | None = None,
+    data: Array | None = None,
+    data_grid: Array | None = None,
+    xlabel: str = "$t$",
+    ax: Any = None,
+) -> Any:
+    """Draw signals over one grid; the truth as a broad gray line, data as gray dots.
+
+    Parameters
+    ----------
+    grid : array, shape (n,)
+    signals : dict
+        Label to array of shape (n,).
+    truth, data : array, optional
+    data_grid : array, optional
+        Where the data are sampled, if not on ``grid``.
+    """
+    ax, t = _axes(ax), _numpy(grid)
+    if truth is not None:
+        x = _same_length("truth", _numpy(truth), "grid", t.size)
+        ax.plot(t, x, color=INK, linewidth=3.5, label="truth")
+    if data is not None:
+        s = t if data_grid is None else _numpy(data_grid)
+        y = _same_length("data", _numpy(data), "its grid", s.size)
+        ax.plot(s, y, ".", color=INK, markersize=3.5, label="data")
+    for (label, values), look in zip(signals.items(), _strokes(), strict=False):
+        ax.plot(t, _same_length(label, _numpy(values), "grid", t.size), label=label, **look)
+    ax.set_xlabel(xlabel)
+    ax.margins(x=0.01)
+    _legend_row(ax)
+    return ax
+
+
+def _short(value: float) -> str:
+    text = f"{value:.2f}" if abs(value) < 100 else f"{value:.0e}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+@_styled
+def show_pictures(
+    pictures: Mapping[str, Array],
+    *,
+    columns: int | None = None,
+    limits: tuple[float, float] = (0.0, 1.0),
+    width: float = _WIDTH,
+    axes: Any = None,
+) -> np.ndarray:
+    """Show pictures side by side on one gray scale, black to white between ``limits``.
+
+    Values outside the limits are shown black or white. The figure says how far they go.
+
+    Parameters
+    ----------
+    pictures : dict
+        Title to array of two dimensions.
+    columns : int, optional
+        Pictures in a row; all of them if not given, at most four.
+    limits : tuple
+        Gray values shown black and white.
+    width : float
+        Width of the figure in inches.
+    axes : sequence of axes, optional
+
+    Returns
+    -------
+    NumPy array of axes
+    """
+    images = {title: _numpy(image) for title, image in pictures.items()}
+    if not images:
+        raise ValueError("pictures must not be empty: expected at least one")
+    for title, image in images.items():
+        if image.ndim != 2:
+            raise ValueError(f"picture {title!r} must have two dimensions: got shape {image.shape}")
+    low, high = limits
+    if axes is None:
+        columns = min(len(images), 4) if columns is None else columns
+        rows = math.ceil(len(images) / columns)
+        shape = max(image.shape[0] / image.shape[1] for image in images.values())
+        height = rows * (width / columns * shape + 0.42)
+        axes = figure(rows, columns, width=width, height=height, squeeze=False)[1]
+    axes = np.asarray(axes, dtype=object).ravel()
+    if len(axes) < len(images):
+        raise ValueError(f"too few axes: expected {len(images)}, got {len(axes)}")
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, (title, image) in zip(axes, images.items(), strict=False):
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        ax.set_title(title, pad=4)
+        if image.min() < low or image.max() > high:
+            reach = f"values {_short(image.min())} to {_short(image.max())}"
+            ax.text(0.5, -0.02, reach, transform=ax.transAxes, ha="center", va="top", fontsize=8)
+    return axes
+
+
+@_styled
+def plot_singular_values(values: Mapping[str, Array], *, ax: Any = None) -> Any:
+    """Draw singular values over their index, on a logarithmic scale, one line a label."""
+    ax = _axes(ax)
+    for (label, s), look, marker in zip(values.items(), _strokes(), cycle(_MARKERS), strict=False):
+        s = np.sort(_numpy(s).ravel())[::-1]
+        i, color = np.arange(1, s.size + 1), look["color"]
+        ax.plot(i, s, color=color, label=label, marker=marker, markersize=3, linewidth=0.8)
+    ax.set_yscale("log")
+    ax.set_xlabel("index $i$")
+    ax.set_ylabel(r"singular value $\sigma_i$")
+    _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_picard(
+    s: Array, coefficients: Array, *, noise_std: float | None = None, ax: Any = None
+) -> Any:
+    r"""Draw the Picard plot: :math:`\sigma_i`, :math:`|\langle u_i,y\rangle|`, and their ratio.
+
+    Parameters
+    ----------
+    s : array, shape (n,)
+        Singular values, decreasing.
+    coefficients : array, shape (n,)
+        :math:`\langle u_i,y\rangle`.
+    noise_std : float, optional
+        Drawn as a horizontal line: white noise has coefficients of this size.
+    """
+    ax, s = _axes(ax), _numpy(s)
+    c = np.abs(_same_length("coefficients", _numpy(coefficients), "s", s.size))
+    i = np.arange(1, s.size + 1)
+    ratio = np.divide(c, s, out=np.full(s.shape, np.nan), where=s > 0)
+    blue, orange, green, _ = COLORS
+    ax.semilogy(i, s, color=blue, label=r"$\sigma_i$")
+    ax.semilogy(i, c, "o", color=orange, label=r"$|\langle u_i,y\rangle|$")
+    ax.semilogy(i, ratio, "^", color=green, label=r"$|\langle u_i,y\rangle|/\sigma_i$")
+    if noise_std is not None and noise_std > 0:
+        ax.axhline(noise_std, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        # The first coefficients are large: there is room at the left end.
+        ax.annotate(
+            "noise level",
+            (0, noise_std),
+            (4, -3),
+            ("axes fraction", "data"),
+            "offset points",
+            va="top",
+        )
+    ax.set_xlabel("index $i$")
+    _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_factors(s: Array, factors: Mapping[str, Array], *, ax: Any = None) -> Any:
+    r"""Draw filter factors :math:`\varphi` over the singular values, one line a label.
+
+    Parameters
+    ----------
+    s : array, shape (n,)
+        Positive singular values, in any order.
+    factors : dict
+        Label to array of shape (n,).
+    """
+    ax, s = _axes(ax), _numpy(s).ravel()
+    order = np.argsort(s)
+    for (label, phi), look in zip(factors.items(), _strokes(), strict=False):
+        phi = _same_length(label, _numpy(phi).ravel(), "s", s.size)
+        ax.semilogx(s[order], phi[order], label=label, **look)
+    ax.set_xlabel(r"singular value $\sigma$")
+    ax.set_ylabel(r"filter factor $\varphi$")
+    _name_lines(ax)
+    return ax
+
+
+def _mark_minimum(ax: Any, x: np.ndarray, y: np.ndarray, color: str) -> None:
+    best = int(np.nanargmin(y))
+    ax.plot(x[best], y[best], "o", color=color, markersize=7, markerfacecolor="none", zorder=3)
+
+
+@_styled
+def plot_error(
+    parameter: Array,
+    errors: Mapping[str, Array],
+    *,
+    xlabel: str = r"$\lambda$",
+    ylabel: str = "relative error",
+    ax: Any = None,
+) -> Any:
+    """Draw errors over a parameter, both logarithmic, with a ring at each smallest value.
+
+    Parameters
+    ----------
+    parameter : array, shape (n,)
+    errors : dict
+        Label to array of shape (n,).
+    """
+    ax, p = _axes(ax), _numpy(parameter)
+    for (label, values), look in zip(errors.items(), _strokes(), strict=False):
+        e = _same_length(label, _numpy(values), "the parameter", p.size)
+        ax.loglog(p, e, label=label, **look)
+        _mark_minimum(ax, p, e, look["color"])
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _plain_numbers(ax.yaxis)
+    _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_semiconvergence(
+    errors: Mapping[str, Sequence[float]], *, ylabel: str = "relative error", ax: Any = None
+) -> Any:
+    """Draw the error of each iterate from the first step on, with a ring at the best one.
+
+    Parameters
+    ----------
+    errors : dict
+        Label to the errors of the iterates 0, 1, 2, …, as ``run`` records them.
+    """
+    ax = _axes(ax)
+    for (label, values), look in zip(errors.items(), _strokes(), strict=False):
+        e = _numpy(values)[1:]
+        k = np.arange(1, e.size + 1)
+        ax.loglog(k, e, label=label, **look)
+        _mark_minimum(ax, k, e, look["color"])
+    ax.set_xlabel("iteration $k$")
+    ax.set_ylabel(ylabel)
+    _plain_numbers(ax.yaxis)
+    _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_rates(
+    delta: Array,
+    errors: Mapping[str, Array],
+    *,
+    slopes: Mapping[str, float] | None = None,
+    xlabel: str = r"noise level $\delta$",
+    ylabel: str = "error",
+    ax: Any = None,
+) -> Any:
+    """Draw errors over the noise level, both logarithmic, with the slopes that theory gives.
+
+    Parameters
+    ----------
+    delta : array, shape (n,)
+    errors : dict
+        Label to array of shape (n,).
+    slopes : dict, optional
+        Label to exponent: a thin line with this slope goes through the middle of the errors.
+    """
+    ax, d = _axes(ax), _numpy(delta)
+    for (label, values), look, marker in zip(
+        errors.items(), _strokes(), cycle(_MARKERS), strict=False
+    ):
+        e = _same_length(label, _numpy(values), "delta", d.size)
+        ax.loglog(d, e, marker, color=look["color"], label=label)
+        if slopes is not None and label in slopes:
+            middle = np.exp(np.mean(np.log(e) - slopes[label] * np.log(d)))
+            ax.loglog(d, middle * d ** slopes[label], color=look["color"], linewidth=1)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_matrix(M: Array, *, title: str = "", ax: Any = None) -> Any:
+    """Show a matrix as a picture: blue below zero, white at zero, red above."""
+    if ax is None:
+        ax = figure(width=3.2, height=2.9)[1]
+    M = _numpy(M)
+    if M.ndim != 2:
+        raise ValueError(f"a matrix has two dimensions: got shape {M.shape}")
+    top = float(np.abs(M).max()) or 1.0
+    image = ax.imshow(M, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.85)
+    bar.outline.set_visible(False)
+    ax.set_title(title)
+    return ax
+
+
+@_styled
+def plot_gain(s: Array, *, lam: float, ax: Any = None) -> Any:
+    r"""Draw the amplification of a detail of strength s: :math:`1/s` and :math:`s/(s^2+\lambda)`.
+
+    Dotted lines mark :math:`s=\sqrt\lambda` and the largest value, :math:`1/(2\sqrt\lambda)`.
+
+    Parameters
+    ----------
+    s : array
+        Strengths, positive and increasing.
+    lam : float
+        :math:`\lambda>0`.
+    """
+    ax, s = _axes(ax), _numpy(s)
+    strokes = _strokes()
+    ax.loglog(s, 1 / s, label="naive inverse", **next(strokes))
+    ax.loglog(s, s / (s**2 + lam), label="Tikhonov", **next(strokes))
+    ax.axvline(math.sqrt(lam), color=INK, linewidth=1, linestyle=":")
+    ax.axhline(1 / (2 * math.sqrt(lam)), color=INK, linewidth=1, linestyle=":")
+    ax.set_xlabel(r"strength $\sigma$ of a detail")
+    ax.set_ylabel("amplification")
+    _legend_row(ax)
+    return ax
+
+
+def show_source(function: Callable) -> Any:
+    """Return the source of a function without its docstring, as highlighted Markdown.
+
+    The code in the page is the code that runs: it is read from the library when the page is made.
+    """
+    from IPython.display import Markdown
+
+    source = textwrap.dedent(inspect.getsource(function))
+    lines = source.splitlines()
+    body = ast.parse(source).body[0].body
+    if ast.get_docstring(ast.parse(source).body[0]) is not None:
+        lines[body[0].lineno - 1 : body[0].end_lineno] = []
+    return Markdown("```python\n" + "\n".join(lines) + "\n```")
+
+
+@_styled
+def plot_valleys(
+    curves: Mapping[str, tuple[Array, Array]],
+    *,
+    points: Mapping[str, tuple[Array, Array]] | None = None,
+    xlabel: str = r"equivalent $\lambda$",
+    ylabel: str = "relative error",
+    ax: Any = None,
+) -> Any:
+    """Draw errors of several methods, each over its own values of one parameter.
+
+    Both axes are logarithmic; a ring marks each smallest value.
+
+    Parameters
+    ----------
+    curves : dict
+        Label to a pair: values of the parameter, errors.
+    points : dict, optional
+        The same for methods whose parameter is discrete: gray dots.
+    """
+    ax = _axes(ax)
+    for (label, pair), look in zip(curves.items(), _strokes(), strict=False):
+        p = _numpy(pair[0])
+        e = _same_length(label, _numpy(pair[1]), "its parameter", p.size)
+        ax.loglog(p, e, label=label, **look)
+        _mark_minimum(ax, p, e, look["color"])
+    for label, pair in (points or {}).items():
+        p = _numpy(pair[0])
+        e = _same_length(label, _numpy(pair[1]), "its parameter", p.size)
+        ax.loglog(p, e, ".", color=INK, label=label)
+        _mark_minimum(ax, p, e, INK)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _plain_numbers(ax.yaxis)
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_coefficients(
+    coefficients: Mapping[str, Array], *, truth: Array | None = None, ax: Any = None
+) -> Any:
+    r"""Draw the size of coefficients :math:`|c_i|` over the index, on a logarithmic scale.
+
+    Parameters
+    ----------
+    coefficients : dict
+        Label to array of shape (n,). Zeros have no place on the scale and are left out.
+    truth : array, shape (n,), optional
+        Drawn as a broad gray line. It sets the lower end of the axis.
+    """
+    ax = _axes(ax)
+    floor = None
+    if truth is not None:
+        c = np.abs(_numpy(truth))
+        ax.semilogy(
+            np.arange(1, c.size + 1), c, color=INK, alpha=0.55, linewidth=4.0, label="truth"
+        )
+        floor = 0.1 * float(c[c > 0].min())
+    for (label, values), look, marker in zip(
+        coefficients.items(), _strokes(), cycle(_MARKERS), strict=False
+    ):
+        c = np.abs(_numpy(values))
+        c = np.where(c > 0, c, np.nan)
+        i = np.arange(1, c.size + 1)
+        ax.semilogy(i, c, marker, color=look["color"], label=label)
+    ax.set_ylim(bottom=floor)
+    ax.set_xlabel("index $i$")
+    ax.set_ylabel("size of the coefficient")
+    _legend_row(ax)
+    return ax

@@ -1,0 +1,67 @@
+"""Fixtures over array libraries, devices and dtypes.
+
+``like`` is an array of one backend and one dtype: everything in a test is made like it, and
+:func:`kit.assert_alike` asserts that results are. Nothing here needs torch.
+"""
+
+import importlib.util
+import zlib
+
+import numpy as np
+import pytest
+
+BACKENDS = ("numpy", "array_api_strict", "torch", "torch-cuda")
+DTYPES = ("float64", "float32")
+
+
+def _available(backend: str) -> bool:
+    module = backend.removesuffix("-cuda")
+    if importlib.util.find_spec(module) is None:
+        return False
+    return not backend.endswith("-cuda") or importlib.import_module(module).cuda.is_available()
+
+
+# Those that are absent give no test each: one test of test_arrays.py names them as skipped.
+PRESENT = tuple(backend for backend in BACKENDS if _available(backend))
+
+
+def make_like(backend: str, dtype: str):
+    """Return one zero of the backend and dtype."""
+    xp = importlib.import_module(backend.removesuffix("-cuda"))
+    if backend == "torch-cuda":
+        return xp.zeros(1, dtype=getattr(xp, dtype), device="cuda")
+    return xp.zeros(1, dtype=getattr(xp, dtype))
+
+
+@pytest.fixture(params=PRESENT)
+def xp(request) -> str:
+    """The name of an array library; tests that need no SciPy and no autograd run over all."""
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def like(xp, dtype):
+    """An array that fixes namespace, dtype and device."""
+    return make_like(xp, dtype)
+
+
+@pytest.fixture
+def like64(xp):
+    """The same in double precision only."""
+    return make_like(xp, "float64")
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """A generator seeded by the name of the test: the same numbers in any order of the tests."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
