@@ -251,7 +251,8 @@ def taylor(
     except _Broken as problem:
         return Check(False, -math.inf, 1.9, str(problem))
     if worst >= 1.9:
-        seen = f"has slope {worst:.2f}" if math.isfinite(worst) else "is rounding noise: f is linear"
+        linear = math.isinf(worst)
+        seen = "is rounding noise: f is linear" if linear else f"has slope {worst:.2f}"
         return Check(True, worst, 1.9, f"gradient: the Taylor remainder {seen}")
     return Check(False, worst, 1.9, "not the gradient: " + _gradient_hint(ratios, worst))
 

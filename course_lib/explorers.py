@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from . import filters, plotting, problems
-from .arrays import as_count, norm, to_float
+from . import filters, linear, operators, plotting, problems
+from .arrays import Array, as_count, norm, to_float
+from .iterate import run
 
-__all__ = ["explore", "filter_factors", "landweber_vs_tikhonov", "tikhonov_picture"]
+__all__ = [
+    "explore",
+    "filter_factors",
+    "landweber_vs_tikhonov",
+    "penalties",
+    "three_iterations",
+    "tikhonov_picture",
+    "tikhonov_signal",
+]
 
 
 def explore(
@@ -84,18 +93,40 @@ def explore(
 
 
 def _png(axes: Any) -> bytes:
-    """Return the figure of the axes as a PNG with at most 256 colours, and close it."""
+    """Return the figure of the axes as a PNG with a palette, and close it."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
     figure = np.ravel(axes)[0].figure
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi, transparent=True)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())
     plt.close(figure)
-    small = Image.open(buffer).quantize(256, method=Image.Quantize.FASTOCTREE)
+    palette, index = _palette(pixels)
+    image = Image.fromarray(index)
+    image.putpalette(palette.tobytes(), "RGBA")
     buffer = io.BytesIO()
-    small.save(buffer, format="png", optimize=True)
+    image.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def _palette(pixels: np.ndarray, size: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Return a palette, and for each pixel the index of the nearest of its colours.
+
+    The eight most frequent colours are kept; then, again and again, the one that is farthest
+    from all chosen so far.
+    """
+    packed = np.ascontiguousarray(pixels).view(np.uint32).ravel()
+    packed, index, count = np.unique(packed, return_inverse=True, return_counts=True)
+    colors = packed.view(np.uint8).reshape(-1, 4)
+    # Colours are as far apart as they are seen: red, green and blue count by their alpha.
+    seen = colors * np.hstack([colors[:, [3, 3, 3]] / 255, np.ones((len(colors), 1))])
+    chosen = list(np.argsort(-count, kind="stable")[:8])
+    distances = [np.square(seen - seen[i]).sum(axis=1) for i in chosen]
+    while len(chosen) < min(size, len(colors)):
+        chosen.append(int(np.min(distances, axis=0).argmax()))
+        distances.append(np.square(seen - seen[chosen[-1]]).sum(axis=1))
+    nearest = np.argmin(distances, axis=0).astype(np.uint8)
+    return colors[chosen], nearest[index].reshape(pixels.shape[:2])
 
 
 def _image(png: bytes, description: str) -> str:
@@ -201,3 +232,110 @@ def landweber_vs_tikhonov() -> Any:
         )
 
     return explore(ks, draw, name="steps k", describe=describe, initial=4)
+
+
+def penalties(A: Any, y: Array, *, grid: Array, data_grid: Array, truth: Array) -> Any:
+    r"""Return a slider for λ, shared by three penalties: on x, on its slope, and on its bend.
+
+    Parameters
+    ----------
+    A : LinearOperator or array, shape (m, n)
+    y : array, shape (m,)
+    grid, data_grid : array
+        Where x and y are sampled.
+    truth : array, shape (n,)
+    """
+    n = truth.shape[0]
+    choices = {
+        "identity": None,
+        "first difference": operators.difference(n),
+        "second difference": operators.difference(n, order=2),
+    }
+    low, high = min(0.0, float(truth.min())), float(max(truth.max(), y.max()))
+    margin = 0.08 * (high - low)
+
+    def solutions(lam: float) -> dict[str, Array]:
+        return {name: filters.tikhonov(A, y, lam, D).x for name, D in choices.items()}
+
+    def draw(lam: float) -> Any:
+        ax = plotting.plot_signals(grid, solutions(lam), truth=truth, data=y, data_grid=data_grid)
+        ax.set_ylim(low - margin, high + margin)
+        return ax
+
+    def describe(lam: float) -> str:
+        spans = ", ".join(
+            f"{name} from {x.min():.1f} to {x.max():.1f}" for name, x in solutions(lam).items()
+        )
+        return f"The data and three reconstructions with λ = {lam:.0e}. Their values: {spans}."
+
+    lams = [1e-4, 1e-2, 1.0, 10.0, 100.0, 1e3, 1e4, 1e6, 1e8]
+    return explore(lams, draw, name="λ", label="{:.0e}".format, describe=describe, initial=2)
+
+
+def three_iterations() -> Any:
+    """Return a slider for the steps k of Landweber's iteration, the ν-method and CGLS at once."""
+    problem = problems.blur_1d()
+    A, y, step = problem.A, problem.y, 1 / problem.A.norm() ** 2
+    ks = [1, 3, 6, 10, 16, 24, 36, 56, 100]
+    methods = {
+        "Landweber": linear.landweber(A, y, step=step),
+        "ν-method": linear.nu_method(A, y, step=step),
+        "CGLS": linear.cgls(A, y),
+    }
+    iterates = {}
+    for method, states in methods.items():
+        kept = iterates[method] = []
+        run(states, max_iter=ks[-1], callback=lambda k, state, kept=kept: kept.append(state.x))
+    errors = {method: [_relative_error(x, problem) for x in xs] for method, xs in iterates.items()}
+
+    def draw(k: int) -> Any:
+        axes = plotting.figure(1, 3, height=2.6, sharey=True)[1]
+        colors = plotting.COLORS
+        for ax, (method, xs), color in zip(axes, iterates.items(), colors, strict=False):
+            plotting.plot_signals(problem.grid, {method: xs[k]}, truth=problem.x_true, ax=ax)
+            ax.get_legend().remove()
+            ax.lines[-1].set_color(color)
+            ax.set_title(f"{method}: error {errors[method][k]:.2f}", color=color)
+        axes[0].set_ylim(-0.6, 1.6)
+        return axes
+
+    def describe(k: int) -> str:
+        found = ", ".join(f"{method} {errors[method][k]:.2f}" for method in errors)
+        return f"The signal after {k} steps of three iterations, with the relative errors {found}."
+
+    return explore(ks, draw, name="steps k", describe=describe, initial=3)
+
+
+def tikhonov_signal() -> Any:
+    """Return a slider for λ: the coefficients along the singular vectors beside the signal."""
+    problem = problems.blur_1d(64)
+    spectrum = filters.decompose(problem.A)
+    truth, naive = spectrum.V.T @ problem.x_true, spectrum.analyse(problem.y) / spectrum.s
+    lams = [10.0**k for k in range(1, -8, -1)]
+
+    def found(lam: float) -> tuple[Any, Any, float]:
+        phi = filters.tikhonov_factors(spectrum.s, lam)
+        x = filters.filtered(spectrum, problem.y, phi)
+        return phi, x, _relative_error(x, problem)
+
+    def draw(lam: float) -> Any:
+        phi, x, error = found(lam)
+        axes = plotting.figure(1, 2, height=2.8)[1]
+        plotting.plot_coefficients(
+            {"naive": naive, "filtered": phi * naive}, truth=truth, ax=axes[0]
+        )
+        axes[0].set_xlabel(f"index $i$   (sum of the factors: {phi.sum():.1f})")
+        plotting.plot_signals(problem.grid, {"Tikhonov": x}, truth=problem.x_true, ax=axes[1])
+        axes[1].set_ylim(-0.6, 1.6)
+        axes[1].set_xlabel(f"t   (relative error: {error:.2f})")
+        return axes
+
+    def describe(lam: float) -> str:
+        phi, _, error = found(lam)
+        return (
+            f"Left, the coefficients of the Tikhonov solution with λ = {lam:.0e} among those of "
+            f"the truth and of the naive inverse; the filter factors sum to {phi.sum():.1f}. "
+            f"Right, the signal, with relative error {error:.2f}."
+        )
+
+    return explore(lams, draw, name="λ", label="{:.0e}".format, describe=describe)

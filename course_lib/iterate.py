@@ -78,6 +78,8 @@ class StoppingRule:
     others: tuple["StoppingRule", ...] = ()
 
     def __or__(self, other: "StoppingRule") -> "StoppingRule":
+        if not isinstance(other, StoppingRule):
+            raise ValueError(f"| joins two stopping rules: got {type(other).__name__}")
         joined = (*self.others, other, *other.others)
         return StoppingRule(self.measure, self.verify, self.bound, self.name, joined)
 

@@ -587,9 +587,7 @@ def plot_coefficients(
     floor = None
     if truth is not None:
         c = np.abs(_numpy(truth))
-        ax.semilogy(
-            np.arange(1, c.size + 1), c, color=INK, alpha=0.55, linewidth=4.0, label="truth"
-        )
+        ax.semilogy(np.arange(1, c.size + 1), c, color=INK, linewidth=3.5, label="truth")
         floor = 0.1 * float(c[c > 0].min())
     for (label, values), look, marker in zip(
         coefficients.items(), _strokes(), cycle(_MARKERS), strict=False

@@ -78,7 +78,7 @@ def _differences() -> list[OperatorCase]:
         reference = _first if order == 1 else _second
         for boundary in boundaries:
             smallest = order + 1 if boundary == "free" else 2
-            for n in sorted({smallest, 3, 7, 8}):
+            for n in sorted({smallest, 5, 6}):
                 cases.append(OperatorCase(
                     f"difference-{order}-{boundary}-{n}",
                     lambda like, n=n, o=order, b=boundary: operators.difference(
@@ -110,7 +110,7 @@ def _gradients() -> list[OperatorCase]:
             np.ones((int(np.prod(shape)), 1)),
         )
         for boundary in ("free", "periodic")
-        for shape in ((4, 5), (2, 3), (1, 4), (5,), (2, 3, 2))
+        for shape in ((3, 4), (2, 3), (1, 4), (5,), (2, 3, 2))
     ]
 
 
@@ -125,8 +125,8 @@ def _convolutions() -> list[OperatorCase]:
         )
         for boundary in ("periodic", "zero")
         for size, shape in (
-            ((3,), (7,)), ((4,), (8,)), ((5,), (5,)), ((1,), (1,)), ((6,), (7,)),
-            ((3, 3), (5, 4)), ((2, 5), (6, 5)), ((1, 4), (3, 4)),
+            ((3,), (7,)), ((4,), (8,)), ((5,), (5,)), ((1,), (1,)),
+            ((3, 3), (4, 3)), ((2, 3), (3, 4)), ((1, 4), (3, 4)),
         )
     ]
 

@@ -120,8 +120,8 @@ def to_text(notebook: nbformat.NotebookNode) -> str:
 
 
 def read(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook of any 4.x form; cells without an id get one in `canonical`."""
-    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    """Read a notebook of any 4.x form; missing and repeated ids are repaired in `canonical`."""
+    return nbformat.reader.reads(path.read_text(encoding="utf-8"))
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:

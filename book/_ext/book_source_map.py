@@ -38,6 +38,8 @@ class SourceMap(SphinxDirective):
         """Read and check the file, and make the table."""
         relative, absolute = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(relative)
+        if not Path(absolute).exists():
+            raise self.error(f"source-map: the file {relative} does not exist")
         rows = yaml.safe_load(Path(absolute).read_text(encoding="utf-8")) or {}
         body = nodes.tbody()
         for name, entry in rows.items():

@@ -37,6 +37,7 @@ import linecache
 import re
 import sys
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -242,7 +243,13 @@ def invoke(namespace: Mapping[str, Any], name: str, packed_arguments: list) -> d
     arguments = [unpack(entry, _builders) for entry in packed_arguments]
     printed = _Printed()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        # A warning is no error, and stderr in a check cell costs all points under nbgrader.
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("always")
             value = work(*arguments)
     except (Exception, SystemExit) as error:
         reply = {

@@ -1,0 +1,478 @@
+"""Solvers against dense references and SciPy, on good, bad, deficient and tiny systems."""
+
+import ast
+import inspect
+import textwrap
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+from cases import SOLVERS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit import assert_alike, eps, relative, to_numpy
+
+from course_lib import linear
+from course_lib.arrays import asarray_like
+from course_lib.iterate import gradient_rule, residual_rule, run
+from course_lib.linear import cg, cgls, gmres, landweber, nu_method
+from course_lib.operators import convolution, difference, gradient, matrix
+
+
+@pytest.fixture(params=SOLVERS, ids=lambda case: case.name)
+def solver(request):
+    return request.param
+
+
+def system(kind: str, seed: int = 0, condition: float = 10.0):
+    """A matrix with singular values from 1 to 1/condition, data, and the solution wanted."""
+    rng = np.random.default_rng(seed)
+    m, n, rank = {
+        "spd": (8, 8, 8), "square": (8, 8, 8), "tall": (11, 6, 6), "wide": (6, 11, 6),
+        "column": (7, 1, 1), "row": (1, 7, 1), "1x1": (1, 1, 1), "deficient": (9, 8, 5),
+    }[kind]
+    U = np.linalg.qr(rng.standard_normal((m, m)))[0][:, :rank]
+    V = U if kind == "spd" else np.linalg.qr(rng.standard_normal((n, n)))[0][:, :rank]
+    s = np.geomspace(1, 1 / condition, rank) if rank > 1 else np.ones(1)
+    A = (U * s) @ V.T
+    y = rng.standard_normal(m)
+    return A, y, V @ ((U.T @ y) / s)
+
+
+KINDS = ("spd", "square", "tall", "wide", "column", "row", "1x1", "deficient")
+
+
+def fits(solver, kind: str) -> bool:
+    if "least squares" in solver.solves or kind in solver.solves:
+        return True
+    return kind == "1x1" or (kind == "spd" and "square" in solver.solves)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_agrees_with_the_pseudoinverse(solver, kind, like):
+    """From x0 = 0 the limit is A⁺y: the least-squares solution of smallest norm."""
+    if not fits(solver, kind):
+        return
+    M, data, expected = system(kind)
+    if kind == "1x1":
+        M = np.abs(M)
+        expected = data / M[0]
+    A, y = asarray_like(M, like), asarray_like(data, like)
+    double = eps(like) < 1e-10
+    stop = solver.rule(A, y, rtol=1e-11 if double else 3e-6)
+    budget = solver.max_iter if double else min(solver.max_iter, 3000)
+    result = run(solver.start(A, y), stop=stop, max_iter=budget, check_every=10)
+    assert result.converged, result.reason
+    assert_alike(result.x, like)
+    assert_alike(result.state.r, like)
+    # The relative error is at most cond(A)^2 times the relative gradient.
+    assert relative(result.x, expected) <= (1e-8 if double else 3e-3)
+
+
+def test_start_keeps_its_part_in_the_null_space(solver):
+    """The part of x0 that A does not see stays; the rest goes to the solution."""
+    if "least squares" not in solver.solves:
+        return
+    A, y, expected = system("wide")
+    x0 = np.random.default_rng(5).standard_normal(11)
+    unseen = x0 - np.linalg.pinv(A) @ (A @ x0)
+    stop = solver.rule(A, y, rtol=1e-11)
+    result = run(solver.start(A, y, x0), stop=stop, max_iter=solver.max_iter, check_every=10)
+    np.testing.assert_allclose(result.x, expected + unseen, atol=1e-8)
+
+
+def test_operator_and_matrix_give_the_same(solver):
+    A, y, _ = system("spd")
+    for x, z in zip(solver.start(A, y), solver.start(matrix(A), y), strict=False):
+        np.testing.assert_array_equal(x.x, z.x)
+        if abs(x.r).max() < 1e-3:
+            break
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    m=st.integers(1, 9), n=st.integers(1, 9), rank=st.integers(0, 9), seed=st.integers(0, 10**6),
+    scale=st.sampled_from([1e-60, 1e-8, 1.0, 1e8, 1e60]),
+)
+def test_cgls_on_random_systems(m, n, rank, seed, scale):
+    """Any shape, any rank (zero too), any scale: CGLS ends at the pseudoinverse solution."""
+    rng = np.random.default_rng(seed)
+    rank = min(m, n, rank)
+    U = np.linalg.qr(rng.standard_normal((m, rank)))[0] if rank else np.zeros((m, 0))
+    V = np.linalg.qr(rng.standard_normal((n, rank)))[0] if rank else np.zeros((n, 0))
+    A, y = scale * (U * np.linspace(1, 0.3, rank)) @ V.T, rng.standard_normal(m)
+    result = run(cgls(A, y), stop=gradient_rule(A, y, rtol=1e-10), max_iter=100)
+    assert result.converged, result.reason
+    expected = np.linalg.pinv(A, rcond=1e-10) @ y
+    np.testing.assert_allclose(result.x, expected, rtol=0, atol=1e-8 / scale)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e6])
+def test_ill_conditioned(condition):
+    """cg, cgls and gmres reach a small residual; the error is bounded by its product with cond."""
+    A, y, expected = system("spd", condition=condition)
+    for start in (cg, gmres, cgls):
+        stop = residual_rule(A, y, rtol=1e-9)
+        result = run(start(A, y), stop=stop, max_iter=400)
+        assert result.converged, (start, result.reason)
+        assert relative(result.x, expected) <= 2 * condition * 1e-9
+
+
+def test_one_step_solves_a_column():
+    A, y, expected = system("column")
+    stop = gradient_rule(A, y, rtol=1e-12)
+    assert run(cgls(A, y), stop=stop, max_iter=5).iterations == 1
+    np.testing.assert_allclose(run(cgls(A, y), max_iter=1).x, expected, rtol=1e-13)
+
+
+def test_pictures_keep_their_shape(xp, rng):
+    from conftest import make_like
+
+    like = make_like(xp, "float64")
+    psf = asarray_like(np.outer([1, 2, 1], [1, 2, 1]) / 16.0, like)
+    A = convolution(psf, (6, 5), boundary="zero")
+    y = asarray_like(rng.standard_normal((6, 5)), like)
+    expected = np.linalg.solve(to_numpy(A.to_dense()), to_numpy(y).ravel()).reshape(6, 5)
+    result = run(cgls(A, y), stop=gradient_rule(A, y, rtol=1e-12), max_iter=300)
+    assert tuple(result.x.shape) == (6, 5)
+    assert relative(result.x, expected) < 1e-6
+    for start in (cg, gmres):
+        result = run(start(A, y), stop=residual_rule(A, y, rtol=1e-10), max_iter=300)
+        assert result.converged
+        assert relative(result.x, expected) < 1e-6
+
+
+# ---------------------------------------------------------------- step by step against SciPy
+
+
+def iterates(states, k: int) -> list:
+    return [to_numpy(next(states).x) for _ in range(k + 1)]
+
+
+def test_cg_is_scipys_step_by_step():
+    A, b, _ = system("spd", condition=100.0)
+    theirs = [np.zeros(8)]
+    scipy.sparse.linalg.cg(A, b, rtol=0, maxiter=6, callback=lambda x: theirs.append(x.copy()))
+    for x, z in zip(iterates(cg(A, b), 6), theirs, strict=True):
+        np.testing.assert_allclose(x, z, rtol=0, atol=1e-11)
+
+
+def test_cgls_is_lsqr_step_by_step():
+    A, y, _ = system("tall", condition=100.0)
+    for k, x in enumerate(iterates(cgls(A, y), 5)):
+        theirs = scipy.sparse.linalg.lsqr(A, y, atol=0, btol=0, conlim=0, iter_lim=k)[0]
+        np.testing.assert_allclose(x, theirs if k else 0 * theirs, rtol=0, atol=1e-10)
+
+
+def test_cgls_minimizes_over_the_krylov_space():
+    """Not only at the end: each iterate is the best of its space."""
+    A, y, _ = system("tall", condition=30.0)
+    basis = [A.T @ y]
+    for x in iterates(cgls(A, y), 4)[1:]:
+        K = np.linalg.qr(np.stack(basis, axis=1))[0]
+        best = K @ np.linalg.lstsq(A @ K, y)[0]
+        np.testing.assert_allclose(x, best, rtol=0, atol=1e-9)
+        basis.append(A.T @ (A @ basis[-1]))
+
+
+def test_cg_is_cgls_on_the_normal_equations():
+    A, y, _ = system("tall")
+    for x, z in zip(iterates(cg(A.T @ A, A.T @ y), 5), iterates(cgls(A, y), 5), strict=True):
+        np.testing.assert_allclose(x, z, rtol=0, atol=1e-11)
+
+
+def test_lsmr_agrees_at_the_end():
+    A, y, expected = system("tall", condition=1e3)
+    theirs = scipy.sparse.linalg.lsmr(A, y, atol=1e-14, btol=1e-14, maxiter=500)[0]
+    ours = run(cgls(A, y), stop=gradient_rule(A, y, rtol=1e-13), max_iter=500).x
+    assert relative(ours, theirs) < 1e-7
+    assert relative(ours, expected) < 1e-7
+
+
+def test_gmres_residuals_are_scipys():
+    A, b, _ = system("square", condition=50.0)
+    theirs = []
+    scipy.sparse.linalg.gmres(
+        A, b, rtol=1e-14, restart=8, maxiter=1, callback=theirs.append, callback_type="pr_norm"
+    )
+    states = gmres(A, b)
+    ours = [np.linalg.norm(next(states).r) / np.linalg.norm(b) for _ in range(9)]
+    np.testing.assert_allclose(ours[1 : len(theirs) + 1], theirs, rtol=0, atol=1e-12)
+    assert ours[8] < 1e-13
+    assert all(after <= before * (1 + 1e-14) for before, after in zip(ours, ours[1:], strict=False))
+
+
+def test_gmres_minimizes_over_the_krylov_space():
+    A, b, _ = system("square", condition=20.0)
+    x0 = np.linspace(-1, 1, 8)
+    r0 = b - A @ x0
+    basis = [r0]
+    for x in iterates(gmres(A, b, x0), 5)[1:]:
+        K = np.linalg.qr(np.stack(basis, axis=1))[0]
+        best = x0 + K @ np.linalg.lstsq(A @ K, r0)[0]
+        np.testing.assert_allclose(x, best, rtol=0, atol=1e-11)
+        basis.append(A @ basis[-1])
+
+
+def test_gmres_basis_is_orthonormal():
+    A, b, _ = system("square")
+    for _, state in zip(range(6), gmres(A, b), strict=False):
+        if state.basis:
+            Q = np.stack(state.basis, axis=1)
+            np.testing.assert_allclose(Q.T @ Q, np.eye(Q.shape[1]), atol=1e-13)
+
+
+def test_gmres_on_a_cyclic_shift():
+    """The classical example: no progress at all for n - 1 steps, then the solution."""
+    n = 7
+    A, b = np.roll(np.eye(n), 1, axis=0), np.eye(n)[0]
+    states = gmres(A, b)
+    residuals = [np.linalg.norm(next(states).r) for _ in range(n + 1)]
+    np.testing.assert_allclose(residuals, [1.0] * n + [0.0], atol=1e-13)
+
+
+def test_cg_keeps_its_bound():
+    """The bound of the docstring, with the condition number in it, at every step."""
+    A, b, x = system("spd", condition=400.0)
+    root = np.sqrt(400.0)
+
+    def energy(v) -> float:
+        return float(np.sqrt(v @ A @ v))
+
+    for k, xk in enumerate(iterates(cg(A, b), 8)):
+        assert energy(xk - x) <= 2 * ((root - 1) / (root + 1)) ** k * energy(x) * (1 + 1e-10)
+
+
+def test_states_tell_the_truth(solver):
+    """r is the residual of x, at the start and ever after."""
+    A, y, _ = system("spd")
+    x0 = np.linspace(0, 1, 8)
+    for _, state in zip(range(8), solver.start(A, y, x0), strict=False):
+        np.testing.assert_allclose(state.r, y - A @ state.x, rtol=0, atol=1e-13)
+    first = next(solver.start(A, y, x0))
+    np.testing.assert_array_equal(first.x, x0)
+
+
+def test_states_of_conjugate_gradients():
+    A, y, _ = system("tall")
+    for _, s in zip(range(4), cgls(A, y), strict=False):
+        np.testing.assert_allclose(s.s, A.T @ s.r, rtol=0, atol=1e-14)
+        assert s.gamma == pytest.approx(s.s @ s.s, rel=1e-12)
+    B = A.T @ A
+    directions = []
+    for _, s in zip(range(4), cg(B, A.T @ y), strict=False):
+        assert s.rho == pytest.approx(s.r @ s.r, rel=1e-12)
+        directions.append(s.p)
+    G = np.stack(directions) @ B @ np.stack(directions).T
+    np.testing.assert_allclose(G - np.diag(np.diag(G)), 0, atol=1e-12)
+
+
+def test_landweber_is_its_formula():
+    A, y, _ = system("tall")
+    x = np.zeros(6)
+    for z in iterates(landweber(A, y, step=0.7), 6):
+        np.testing.assert_allclose(z, x, rtol=0, atol=1e-14)
+        x = x + 0.7 * A.T @ (y - A @ x)
+
+
+def test_landweber_converges_below_the_limit_and_not_above():
+    """0 < η < 2/‖A‖², no more and no less; the class does not compare it with the limit."""
+    A, y = np.diag([1.0, 0.5]), np.array([1.0, 1.0])
+    stop = gradient_rule(A, y, rtol=1e-8)
+    assert run(landweber(A, y, step=1.99), stop=stop, max_iter=5000).converged
+    above = run(landweber(A, y, step=2.01), max_iter=500)
+    assert np.linalg.norm(above.x) > 10
+    assert np.isfinite(above.x).all()
+
+
+# ---------------------------------------------------------------- the nu-method's polynomials
+
+
+def residual_polynomials(nu: float, k: int, t: np.ndarray) -> np.ndarray:
+    """r_j(t), j = 0..k, read off the solver: with A = diag(√t), y = √t, x_j = 1 - r_j."""
+    root = np.sqrt(t)
+    A = matrix(np.diag(root))
+    return np.stack([1 - x for x in iterates(nu_method(A, root, nu=nu, step=1.0), k)])
+
+
+NUS = (0.5, 1.0, 2.0, 4.5)
+
+
+@pytest.mark.parametrize("nu", NUS)
+def test_nu_method_polynomials_are_bounded_by_one(nu):
+    t = np.concatenate([np.linspace(1e-6, 1, 400), np.geomspace(1e-12, 1e-2, 100)])
+    r = residual_polynomials(nu, 200, t)
+    assert np.abs(r).max() <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("nu", NUS)
+def test_nu_method_order(nu):
+    """sup t^ν |r_k(t)| falls like k^(-2ν), no slower and no faster: EHN (1996), section 6.3."""
+    t = np.concatenate([np.geomspace(1e-8, 1, 1500), np.linspace(1e-3, 1, 1500)])
+    r = residual_polynomials(nu, 400, t)
+    sup = np.abs(t**nu * r).max(axis=1)
+    k = np.array([50, 100, 200, 400])
+    weighted = sup[k] * k ** (2 * nu)
+    assert weighted.max() / weighted.min() < 1.25
+    slope = np.polyfit(np.log(k), np.log(sup[k]), 1)[0]
+    assert slope == pytest.approx(-2 * nu, rel=0.05)
+
+
+@pytest.mark.parametrize("nu", NUS)
+def test_nu_method_qualification(nu):
+    """Smoother solutions gain nothing: with the weight t^(ν+1) the rate stays at k^(-2ν)."""
+    t = np.concatenate([np.geomspace(1e-8, 1, 1500), np.linspace(1e-3, 1, 1500)])
+    r = residual_polynomials(nu, 400, t)
+    k = np.array([100, 200, 400])
+    sup = np.abs(t ** (nu + 1) * r).max(axis=1)[k]
+    assert np.polyfit(np.log(k), np.log(sup), 1)[0] == pytest.approx(-2 * nu, rel=0.1)
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.0, 2.0])
+def test_nu_method_polynomials_are_jacobi(nu):
+    """r_k(t) = P_k(1 - 2t)/P_k(1), Jacobi with α = 2ν - 1/2, β = -1/2 (EHN, section 6.3)."""
+    t = np.linspace(0.01, 1, 50)
+    r = residual_polynomials(nu, 30, t)
+    for k in (1, 2, 3, 10, 30):
+        P = scipy.special.eval_jacobi(k, 2 * nu - 0.5, -0.5, 1 - 2 * t)
+        at_one = scipy.special.eval_jacobi(k, 2 * nu - 0.5, -0.5, 1.0)
+        np.testing.assert_allclose(r[k], P / at_one, rtol=0, atol=1e-11)
+
+
+def test_nu_method_needs_the_root_of_landwebers_steps():
+    """On the weight t: k steps against about k² steps, within a factor of a few."""
+    t = np.geomspace(1e-6, 1, 4000)
+    k = 100
+    ours = np.abs(t * residual_polynomials(1.0, k, t)[k]).max()
+    steps = next(j for j in (100, 1000, 10_000, 100_000) if np.abs(t * (1 - t) ** j).max() < ours)
+    assert 10 * k <= steps <= 10 * k**2
+
+
+def test_nu_method_is_linear_in_the_data():
+    A, y, _ = system("tall")
+    z = np.linspace(-1, 1, 11)
+    one, two, both = (iterates(nu_method(A, d, step=0.5), 9) for d in (y, z, 2 * y - 3 * z))
+    for a, b, c in zip(one, two, both, strict=True):
+        np.testing.assert_allclose(c, 2 * a - 3 * b, rtol=0, atol=1e-12)
+
+
+def test_cgls_is_not_linear_in_the_data():
+    A, y, _ = system("tall")
+    z = np.linspace(-1, 1, 11)
+    one, two, both = (iterates(cgls(A, d), 3)[3] for d in (y, z, y + z))
+    assert relative(both, one + two) > 1e-3
+
+
+# ---------------------------------------------------------------- derivatives
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.differentiable], ids=lambda s: s.name)
+def test_gradcheck(solver, torch):
+    """Unrolled derivatives with respect to data, matrix and start, against finite differences."""
+    rng = np.random.default_rng(2)
+    M = rng.standard_normal((4, 3))
+    if "least squares" not in solver.solves:
+        M = M.T @ M
+    data, start = rng.standard_normal(M.shape[0]), rng.standard_normal(M.shape[1])
+    A, y, x0 = (torch.tensor(v, requires_grad=True) for v in (M, data, start))
+    options = {"step": 0.05} if solver.name in ("landweber", "nu_method") else {}
+
+    def unrolled(A, y, x0):
+        return run(solver.start(A, y, x0, **options), max_iter=3).x
+
+    assert torch.autograd.gradcheck(unrolled, (A, y, x0), atol=1e-7, rtol=1e-5)
+
+
+def test_gradcheck_with_a_rule_and_records(torch):
+    """Stopping and recording do not touch the derivative."""
+    A = torch.tensor([[2.0, 0.3], [0.1, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    y = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
+
+    def solved(y):
+        stop = gradient_rule(A, y, rtol=1e-12)
+        return run(cgls(A, y), stop=stop, max_iter=20, record={"g": lambda s: s.gamma}).x
+
+    assert torch.autograd.gradcheck(solved, y)
+    J = torch.autograd.functional.jacobian(solved, y.detach())
+    np.testing.assert_allclose(J.numpy(), np.linalg.pinv(A.numpy()), atol=1e-9)
+
+
+def test_gmres_is_cut_off_from_autograd(torch):
+    """Half a derivative would be wrong without a word."""
+    A = torch.eye(3, dtype=torch.float64) * 2
+    b = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    result = run(gmres(A, b, b.clone()), max_iter=2)
+    assert not result.x.requires_grad
+    assert not result.state.r.requires_grad
+
+
+# ---------------------------------------------------------------- refusals and size
+
+
+def test_square_is_demanded():
+    for start in (cg, gmres):
+        with pytest.raises(ValueError, match=r"needs a square operator: .*\(2,\) -> \(3,\)"):
+            start(np.ones((3, 2)), np.ones(3))
+    with pytest.raises(ValueError, match="needs a square operator"):
+        cg(gradient((2, 2)), np.ones((2, 2, 2)))
+
+
+def test_arguments_are_checked_when_the_solver_is_called(solver):
+    """Not at the first step: the message stands where the mistake is."""
+    A, y, _ = system("spd")
+    for bad in (y[:-1], np.full(8, np.nan), y.astype(np.float32), list(y), y * 1j, y[:, None]):
+        with pytest.raises(ValueError, match="data"):
+            solver.start(A, bad)
+    for bad in (y[:-1], np.full(8, np.inf), y.astype(np.float32), list(y)):
+        with pytest.raises(ValueError, match="x0"):
+            solver.start(A, y, bad)
+
+
+def test_step_is_checked_but_not_against_the_limit():
+    A, y, _ = system("spd")
+    for start in (landweber, nu_method):
+        for bad in (0.0, -1.0, np.nan, np.inf, "1", None):
+            with pytest.raises(ValueError, match="step"):
+                start(A, y, step=bad)
+        next(start(A, y, step=1e9))
+    for bad in (0.0, -0.5, np.nan):
+        with pytest.raises(ValueError, match="nu"):
+            nu_method(A, y, nu=bad, step=1.0)
+
+
+def test_data_of_another_library_are_refused(solver, torch):
+    A, y, _ = system("spd")
+    with pytest.raises(ValueError, match="one library"):
+        solver.start(A, torch.from_numpy(y))
+    with pytest.raises(ValueError, match="one library"):
+        solver.start(A, y, torch.from_numpy(y))
+
+
+def test_difference_takes_the_kind_of_the_data(solver, like):
+    """An operator that holds no numbers is bound by the data alone."""
+    D = difference(6, order=2, boundary="zero") * -1.0
+    y = asarray_like(np.ones(6), like)
+    step = {"step": 1 / D.norm() ** 2} if "step" in inspect.signature(solver.start).parameters else {}
+    result = run(solver.start(D, y, **step), max_iter=3)
+    assert_alike(result.x, like)
+
+
+def logical_lines(function) -> int:
+    """Statements of a function's body, nested ones too; the docstring does not count."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)][1:]
+    return sum(
+        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in statements
+    )
+
+
+@pytest.mark.parametrize("name", linear.__all__)
+def test_a_solver_stays_within_25_lines(name):
+    """A loop that fits on a slide; counted as statements."""
+    assert logical_lines(getattr(linear, name)) <= 25
+
+
+def test_every_solver_is_in_the_table():
+    assert {case.name for case in SOLVERS} == set(linear.__all__)
