@@ -61,7 +61,8 @@ test-repeat: ## run all notebooks twice and compare the runs with what is stored
 
 bench: ## measure the library against its peers: _build/bench.json
 	@$(SETUP) all --torch $(TORCH)
-	@$(TIMED) "bench" $(VENV)/python tests/benchmarks/run.py $(BUILD)/bench.json
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+		$(TIMED) "bench" $(VENV)/python tests/benchmarks/run.py $(BUILD)/bench.json
 
 gpu: ## measure on a CUDA device: notebooks/gpu_results.json
 	@$(SETUP) book --torch $(TORCH)

@@ -12,6 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj, is_torch_array
 
 __all__ = [
+    "as_choice",
     "as_count",
     "as_real",
     "as_scalar",
@@ -137,7 +138,10 @@ def as_scalar(
     ...
     ValueError: lam must be positive: expected a number > 0, got -1.0
     """
-    if isinstance(value, (bool, np.bool_, str, bytes, complex)) or getattr(value, "ndim", 0) != 0:
+    # Of NumPy's numbers: integers and floating-point, no booleans, no complex ones, no text.
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    no_number = isinstance(value, (bool, str, bytes, complex)) or kind not in "iuf"
+    if no_number or getattr(value, "ndim", 0) != 0:
         raise ValueError(f"{name} must be one real number: got {value!r}")
     if getattr(value, "requires_grad", False):
         raise ValueError(
@@ -182,6 +186,21 @@ def as_count(value: int, name: str, *, minimum: int = 0, maximum: int | None = N
     return number
 
 
+def as_choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of the words allowed.
+
+    Examples
+    --------
+    >>> as_choice("mirror", "boundary", ("periodic", "zero"))
+    Traceback (most recent call last):
+    ...
+    ValueError: boundary must be one of periodic, zero: got 'mirror'
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {value!r}")
+    return value
+
+
 def asarray_like(values: Array, like: Array | None) -> Array:
     """Return ``values`` in the namespace, dtype and device of ``like`` (None: NumPy float64).
 
@@ -198,12 +217,28 @@ def asarray_like(values: Array, like: Array | None) -> Array:
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
-    """Return zeros of the given shape in the namespace, dtype and device of ``like``."""
+    """Return zeros of the given shape in the namespace, dtype and device of ``like``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zeros((2,), np.ones(5))
+    array([0., 0.])
+    """
     return namespace(like).zeros(shape, dtype=like.dtype, device=device(like))
 
 
 def check_alike(x: Array, name: str, like: Array, like_name: str) -> None:
-    """Raise ``ValueError`` unless ``x`` has the library, dtype and device of ``like``."""
+    """Raise ``ValueError`` unless ``x`` has the library, dtype and device of ``like``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_alike(np.ones(2, dtype=np.float32), "y", np.ones(2), "A")
+    Traceback (most recent call last):
+    ...
+    ValueError: y and A must have one dtype: expected float64, got float32
+    """
     namespace(x, like)
     if x.dtype != like.dtype:
         raise ValueError(
@@ -247,7 +282,7 @@ def norm(x: Array) -> Array:
     >>> float(norm(np.array([3.0, 4.0])))
     5.0
     """
-    xp = array_namespace(x)
+    xp = namespace(x)
     square = inner(x, x)
     if is_torch_array(x) and x.requires_grad:
         positive = square > 0
@@ -257,17 +292,38 @@ def norm(x: Array) -> Array:
 
 
 def is_sparse(x: Any) -> bool:
-    """Return whether ``x`` is a ``scipy.sparse`` matrix or a sparse torch tensor."""
+    """Return whether ``x`` is a ``scipy.sparse`` matrix or a sparse torch tensor.
+
+    Examples
+    --------
+    >>> import scipy.sparse
+    >>> is_sparse(scipy.sparse.eye_array(2))
+    True
+    """
     if is_torch_array(x):
         return str(x.layout) != "torch.strided"
     return type(x).__module__.startswith("scipy.sparse")
 
 
 def detach(x: Array) -> Array:
-    """Return ``x`` cut off from autograd; for NumPy, ``x`` itself."""
+    """Return ``x`` cut off from autograd; for NumPy, ``x`` itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> detach(np.ones(2))
+    array([1., 1.])
+    """
     return x.detach() if is_torch_array(x) else x
 
 
 def to_float(x: Array) -> float:
-    """Return a 0-d array (or a number) as a Python float, cut off from autograd."""
+    """Return a 0-d array (or a number) as a Python float, cut off from autograd.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> to_float(np.array(2))
+    2.0
+    """
     return float(detach(x))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .arrays import Array, as_count, as_real, asarray_like, inner, norm, to_float
+from .arrays import Array, as_count, as_real, asarray_like, inner, namespace, norm, to_float
 from .operators import LinearOperator, as_operator
 
 __all__ = ["Check", "adjoint", "slope", "taylor"]
@@ -177,7 +177,7 @@ def slope(x: Array, y: Array) -> float:
     """
     x, y = as_real(x, "x", ndim=1), as_real(y, "y", ndim=1)
     as_real(y, "y", shape=x.shape)
-    xp = array_namespace(x, y)
+    xp = namespace(x, y)
     if not (bool(xp.all(x > 0)) and bool(xp.all(y > 0))):
         raise ValueError("x and y must be positive: a logarithm is taken")
     u, v = xp.log(x) - xp.mean(xp.log(x)), xp.log(y) - xp.mean(xp.log(y))

@@ -25,6 +25,7 @@ __all__ = [
     "three_iterations",
     "tikhonov_picture",
     "tikhonov_signal",
+    "truncation",
 ]
 
 
@@ -83,7 +84,7 @@ def explore(
         options=[(label(value), i) for i, value in enumerate(values)],
         index=initial,
         description=name,
-        style={"description_width": "initial"},
+        style={"description_width": "initial", "handle_color": plotting.INK},
         layout={"width": "100%", "max_width": "40em"},
     )
     stack = widgets.Stack(frames, selected_index=initial)
@@ -186,20 +187,23 @@ def filter_factors() -> Any:
         }
         ax = plotting.plot_factors(s, factors)
         ax.axvline(alpha, color=plotting.INK, linewidth=0.8, zorder=0)
+        ax.set_xlabel(rf"singular value $\sigma$   ({shared(alpha)})")
         return ax
 
-    def label(alpha: float) -> str:
-        return f"α = {alpha:.1g} (λ = {alpha**2:.0e}, {alpha**-2:.0f} steps)"
+    def shared(alpha: float) -> str:
+        return f"λ = {alpha**2:.0e}, {alpha**-2:.0e} steps"
 
     def describe(alpha: float) -> str:
         return (
-            f"Filter factors over the singular values, {label(alpha)}: all three are near 0 well "
-            "below α and near 1 well above it. Tikhonov's rises most slowly, the truncated SVD "
-            "jumps at α, Landweber's lies between them."
+            f"Filter factors over the singular values, cut-off {alpha:.1g}, {shared(alpha)}: all "
+            "three are near 0 well below the cut-off and near 1 well above it. The truncated SVD "
+            "jumps there, Landweber's factors lie above Tikhonov's everywhere."
         )
 
     alphas = [10 ** (-k / 2) for k in range(1, 7)]
-    return explore(alphas, draw, name="cut-off", label=label, describe=describe, initial=2)
+    return explore(
+        alphas, draw, name="cut-off α", label="{:.1g}".format, describe=describe, initial=2
+    )
 
 
 def landweber_vs_tikhonov() -> Any:
@@ -301,41 +305,69 @@ def three_iterations() -> Any:
 
     def describe(k: int) -> str:
         found = ", ".join(f"{method} {errors[method][k]:.2f}" for method in errors)
-        return f"The signal after {k} steps of three iterations, with the relative errors {found}."
+        steps = "1 step" if k == 1 else f"{k} steps"
+        return f"The signal after {steps} of three iterations, with the relative errors {found}."
 
     return explore(ks, draw, name="steps k", describe=describe, initial=3)
 
 
 def tikhonov_signal() -> Any:
-    """Return a slider for λ: the coefficients along the singular vectors beside the signal."""
+    """Return a slider for λ: coefficients along the singular vectors beside the signal."""
+    return _filtered_signal(
+        [10.0**k for k in range(1, -7, -1)],
+        lambda s, lam: filters.tikhonov_factors(s, lam),
+        method="Tikhonov",
+        name="λ",
+        label="{:.0e}".format,
+    )
+
+
+def truncation() -> Any:
+    """Return a slider for the number of terms: coefficients beside the truncated solution."""
+    return _filtered_signal(
+        [2, 5, 8, 12, 16, 20, 24, 28, 32, 36, 40],
+        lambda s, rank: filters.tsvd_factors(s, rank),
+        method="truncation",
+        name="terms r",
+        label=str,
+    )
+
+
+def _filtered_signal(
+    values: Sequence[Any],
+    factors: Callable[[Any, Any], Any],
+    *,
+    method: str,
+    name: str,
+    label: Callable[[Any], str],
+) -> Any:
     problem = problems.blur_1d(64)
     spectrum = filters.decompose(problem.A)
     truth, naive = spectrum.V.T @ problem.x_true, spectrum.analyse(problem.y) / spectrum.s
-    lams = [10.0**k for k in range(1, -8, -1)]
 
-    def found(lam: float) -> tuple[Any, Any, float]:
-        phi = filters.tikhonov_factors(spectrum.s, lam)
+    def found(value: Any) -> tuple[Any, Any, float]:
+        phi = factors(spectrum.s, value)
         x = filters.filtered(spectrum, problem.y, phi)
         return phi, x, _relative_error(x, problem)
 
-    def draw(lam: float) -> Any:
-        phi, x, error = found(lam)
+    def draw(value: Any) -> Any:
+        phi, x, error = found(value)
         axes = plotting.figure(1, 2, height=2.8)[1]
-        plotting.plot_coefficients(
-            {"naive": naive, "filtered": phi * naive}, truth=truth, ax=axes[0]
-        )
+        shown = {"naive": naive, "filtered": phi * naive}
+        plotting.plot_coefficients(shown, truth=truth, ax=axes[0])
+        axes[0].set_ylim(1e-4, 1e6)
         axes[0].set_xlabel(f"index $i$   (sum of the factors: {phi.sum():.1f})")
-        plotting.plot_signals(problem.grid, {"Tikhonov": x}, truth=problem.x_true, ax=axes[1])
+        plotting.plot_signals(problem.grid, {method: x}, truth=problem.x_true, ax=axes[1])
         axes[1].set_ylim(-0.6, 1.6)
         axes[1].set_xlabel(f"t   (relative error: {error:.2f})")
         return axes
 
-    def describe(lam: float) -> str:
-        phi, _, error = found(lam)
+    def describe(value: Any) -> str:
+        phi, _, error = found(value)
         return (
-            f"Left, the coefficients of the Tikhonov solution with λ = {lam:.0e} among those of "
-            f"the truth and of the naive inverse; the filter factors sum to {phi.sum():.1f}. "
-            f"Right, the signal, with relative error {error:.2f}."
+            f"{name} = {label(value)}. Left, the coefficients of the solution by {method} among "
+            f"those of the truth and of the naive inverse; the filter factors sum to "
+            f"{phi.sum():.1f}. Right, the signal, with relative error {error:.2f}."
         )
 
-    return explore(lams, draw, name="λ", label="{:.0e}".format, describe=describe)
+    return explore(values, draw, name=name, label=label, describe=describe)

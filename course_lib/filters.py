@@ -18,11 +18,11 @@ from array_api_compat import array_namespace
 
 from .arrays import (
     Array,
+    as_choice,
     as_count,
     as_real,
     as_scalar,
     check_alike,
-    namespace,
     to_float,
     zeros,
 )
@@ -72,7 +72,7 @@ class Spectrum:
     @property
     def rank(self) -> int:
         """Number of singular values above the rounding noise of the largest."""
-        return int(array_namespace(self.s).sum(self.s > _noise_floor(self.s)))
+        return int(array_namespace(self.s).count_nonzero(self.s > _noise_floor(self.s)))
 
 
 def _noise_floor(s: Array) -> float:
@@ -212,6 +212,12 @@ def ritz_values(A: Any, y: Array, k: int) -> np.ndarray:
     They are the eigenvalues of :math:`V_k^\top A^\top AV_k`, the squared singular values of
     the bidiagonal matrix of :func:`course_lib.operators.golub_kahan` started at y. Fewer are
     returned when the Krylov space is exhausted before step k.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ritz_values(np.diag([2.0, 1.0]), np.array([1.0, 1.0]), 2).round(6)
+    array([4., 1.])
     """
     B = golub_kahan(as_operator(A), y, k)[2]
     return np.linalg.svd(B, compute_uv=False) ** 2
@@ -222,9 +228,19 @@ def cgls_factors(s: Array, ritz: Array) -> Array:
 
     The :math:`\theta_j` are the Ritz values, so the filter depends on the data: CGLS is not
     linear in y. Each factor is accurate relative to itself: with :math:`t_j=\sigma_i^2/\theta_j`
-    the product is built as :math:`\varphi\leftarrow\varphi+t_j(1-\varphi)`.
+    the product is built as :math:`\varphi\leftarrow\varphi+t_j(1-\varphi)`. Once a Ritz value
+    agrees with :math:`\sigma_i^2` to all digits, :math:`1-t_j` is rounding noise, and the other
+    factors, where :math:`\theta_j\ll\sigma_i^2`, enlarge it: then :math:`\varphi_i` is lost.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cgls_factors(np.array([2.0, 1.0]), np.array([5.0]))
+    array([0.8, 0.2])
     """
     s = _singular_values(s)
+    if getattr(ritz, "ndim", None) != 1:
+        raise ValueError(f"ritz must be a one-dimensional array: got {type(ritz).__name__}")
     phi = 0 * s
     for theta in ritz:
         phi = phi + (s**2 / as_scalar(theta, "ritz", positive=True)) * (1 - phi)
@@ -251,12 +267,8 @@ def filtered(spectrum: Spectrum, y: Array, factors: Array) -> Array:
     array([0.8, 1. ])
     """
     s = spectrum.s
-    xp = namespace(s, factors)
-    if tuple(factors.shape) != tuple(s.shape):
-        raise ValueError(
-            f"factors must match the singular values: expected {tuple(s.shape)}, "
-            f"got {tuple(factors.shape)}"
-        )
+    xp = array_namespace(s)
+    factors = as_real(factors, "factors", shape=s.shape)
     check_alike(factors, "factors", s, "the spectrum")
     check_alike(y, "y", s, "the spectrum")
     used = s > 0
@@ -322,6 +334,7 @@ def tikhonov(
     if A.like is not None:
         check_alike(y, "y", A.like, A.name)
     lam = as_scalar(lam, "lam", positive=True)
+    as_choice(method, "method", ("auto", "qr", "spectral", "cgls"))
     plain = D is None
     D = identity(A.in_shape) if plain else as_operator(D)
     if D.in_shape != A.in_shape:
@@ -339,9 +352,7 @@ def tikhonov(
         return _direct(_augmented_qr(A, y, lam, D), "QR of the augmented matrix")
     if method == "cgls":
         return _augmented_cgls(A, y, lam, D, rtol, max_iter)
-    if method == "spectral":
-        raise ValueError("method 'spectral' needs periodic convolutions, or a matrix and no D")
-    raise ValueError(f"method must be auto, qr, spectral or cgls: got {method!r}")
+    raise ValueError("method 'spectral' needs periodic convolutions, or a matrix and no D: got none")
 
 
 def _augmented_qr(A: LinearOperator, y: Array, lam: float, D: LinearOperator) -> Array:
@@ -457,6 +468,16 @@ def standard_form(A: Any, D: Any) -> StandardForm:
     References
     ----------
     Eldén (1977), BIT 17, 134-145; Hansen (1998), section 2.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.operators import difference
+    >>> A, y, D = np.diag([1.0, 2.0, 3.0]), np.ones(3), difference(3)
+    >>> form = standard_form(A, D)
+    >>> x = form.back(tikhonov(form.A_bar, form.to_data(y), 0.1).x, y)
+    >>> bool(np.allclose(x, tikhonov(A, y, 0.1, D).x))
+    True
     """
     A, D = as_operator(A), as_operator(D)
     M = A.to_dense(like=D.like if A.like is None else None)
@@ -464,7 +485,7 @@ def standard_form(A: Any, D: Any) -> StandardForm:
     if D.in_shape != A.in_shape:
         raise ValueError(f"D must act on x: expected input shape {A.in_shape}, got {D.in_shape}")
     _, s, Zh = xp.linalg.svd(D.to_dense(like=M), full_matrices=True)
-    rank = int(xp.sum(s > _noise_floor(s)))
+    rank = int(xp.count_nonzero(s > _noise_floor(s)))
     if rank == 0:
         raise ValueError("D must not be zero: got a matrix of rank 0")
     inverse = Zh[:rank, :].T / s[:rank]
@@ -472,7 +493,9 @@ def standard_form(A: Any, D: Any) -> StandardForm:
     null = Zh[rank:, :].T
 
     def flat(y: Array) -> Array:
-        return xp.reshape(as_real(y, "y", shape=A.out_shape), (-1,))
+        y = as_real(y, "y", shape=A.out_shape)
+        check_alike(y, "y", M, A.name)
+        return xp.reshape(y, (-1,))
 
     if null.shape[1] == 0:
         return StandardForm(AZ, flat, lambda x_bar, y: xp.reshape(inverse @ x_bar, A.in_shape))

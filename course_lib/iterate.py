@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from .arrays import as_count, as_real, as_scalar, inner, is_sparse, norm, to_float
+from .arrays import (
+    as_count,
+    as_real,
+    as_scalar,
+    check_alike,
+    inner,
+    is_sparse,
+    norm,
+    to_float,
+)
 
 __all__ = [
     "Result",
@@ -88,9 +97,14 @@ def _system(A: Any, b: Any) -> tuple[Any, Any]:
     """Return matrix (or operator) and data as the solvers see them: real, floating, no lists."""
     if is_array_api_obj(A) and not is_sparse(A):
         A = as_real(A, "A", ndim=2)
-    if not hasattr(A, "__matmul__"):
+    shape = getattr(A, "out_shape", getattr(A, "shape", ())[:1])
+    if not hasattr(A, "__matmul__") or not shape:
         raise ValueError(f"A must be an operator or a matrix: got {type(A).__name__}")
-    return A, as_real(b, "the data")
+    b = as_real(b, "the data", shape=shape)
+    like = A if is_array_api_obj(A) else getattr(A, "like", None)
+    if like is not None:
+        check_alike(b, "the data", like, "A")
+    return A, b
 
 
 def _tolerance(rtol: float, atol: float, scale: float) -> float:
@@ -125,6 +139,15 @@ def gradient_rule(A: Any, y: Any, *, rtol: float = 0.0, atol: float = 0.0) -> St
 
     This is the norm of the gradient of :math:`\tfrac12\|Ax-y\|^2`: the promise of a
     least-squares solver, whose residual need not become small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.linear import cgls
+    >>> A, y = np.array([[1.0], [1.0]]), np.array([1.0, 3.0])
+    >>> result = run(cgls(A, y), stop=gradient_rule(A, y, rtol=1e-12), max_iter=5)
+    >>> result.x, result.converged
+    (array([2.]), True)
     """
     A, y = _system(A, y)
     adjoint = A.H if hasattr(A, "H") else A.T
@@ -141,6 +164,15 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
 
     ``delta`` bounds the noise, :math:`\|y-y_{\mathrm{exact}}\|\le\delta` (absolute, in the
     units of ``y``), and :math:`\tau\ge1`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.linear import landweber
+    >>> A, y = np.diag([1.0, 0.1]), np.array([1.0, 0.2])
+    >>> result = run(landweber(A, y, step=1.0), stop=discrepancy_rule(A, y, 0.2), max_iter=99)
+    >>> result.iterations, result.reason
+    (1, 'residual norm (discrepancy principle) 1.980e-01 is at most 2.200e-01')
     """
     A, y = _system(A, y)
     delta = as_scalar(delta, "delta", positive=True)

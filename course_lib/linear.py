@@ -292,6 +292,13 @@ def nu_method(
     References
     ----------
     Brakhage (1987); Engl, Hanke and Neubauer (1996), section 6.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.iterate import run
+    >>> run(nu_method(np.diag([1.0, 0.5]), np.array([1.0, 1.0]), step=0.8), max_iter=2).x.round(6)
+    array([1.097143, 1.097143])
     """
     A, y, x0 = _system(A, y, x0)
     nu = as_scalar(nu, "nu", positive=True)
@@ -312,6 +319,18 @@ def nu_method(
             x, x_old = x + mu * (x - x_old) + omega * step * (A.H @ r), x
 
     return iterate()
+
+
+def _arnoldi(A: LinearOperator, Q: list[Array]) -> tuple[Array, list[float]]:
+    """Return A q for the last q, orthogonalized against the basis Q, and what was taken off.
+
+    The last of these coefficients is the length of what is left.
+    """
+    w, column = detach(A @ Q[-1]), []
+    for q in Q:
+        column.append(to_float(inner(q, w)))
+        w = w - column[-1] * q
+    return w, [*column, to_float(norm(w))]
 
 
 def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
@@ -361,22 +380,15 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
         yield GMRESState(start, r0, ())
         if beta == 0:
             return "the residual is exactly zero"
-        Q, H = [r0 / beta], np.zeros((1, 0))
+        Q, H = [r0 / beta], np.zeros((1, 0))  # A Q_k = Q_{k+1} H
         while True:
-            w = detach(A @ Q[-1])
-            scale = to_float(norm(w))
-            column = []
-            for q in Q:
-                column.append(to_float(inner(q, w)))
-                w = w - column[-1] * q
-            below = to_float(norm(w))
-            H = np.block([[H, np.array(column)[:, None]], [np.zeros((1, H.shape[1])), below]])
-            rhs = beta * np.eye(len(Q) + 1)[0]
-            c = np.linalg.lstsq(H, rhs, rcond=None)[0]
+            w, column = _arnoldi(A, Q)
+            H = np.column_stack([np.pad(H, ((0, 1), (0, 0))), column])
+            c = np.linalg.lstsq(H, beta * np.eye(len(Q) + 1)[0], rcond=None)[0]
             x = start + sum(float(cj) * q for cj, q in zip(c, Q, strict=True))
-            exhausted = below <= 10 * eps * scale
+            exhausted = column[-1] <= 10 * eps * np.linalg.norm(column)
             if not exhausted:
-                Q.append(w / below)
+                Q.append(w / column[-1])
             yield GMRESState(x, detach(b - A @ x), tuple(Q))
             if exhausted:
                 return "the Krylov space is exhausted"

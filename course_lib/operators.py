@@ -16,6 +16,7 @@ from array_api_compat import array_namespace, is_array_api_obj, is_torch_array
 
 from .arrays import (
     Array,
+    as_choice,
     as_count,
     as_real,
     as_scalar,
@@ -256,7 +257,14 @@ def _common_like(*operators: LinearOperator) -> Any:
 
 
 def as_operator(A: Any) -> LinearOperator:
-    """Return ``A`` itself if it is an operator, else ``matrix(A)``."""
+    """Return ``A`` itself if it is an operator, else ``matrix(A)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_operator(np.ones((2, 3))).in_shape
+    (3,)
+    """
     return A if isinstance(A, LinearOperator) else matrix(A)
 
 
@@ -320,7 +328,13 @@ def matrix(M: Any) -> LinearOperator:
 
 
 def identity(shape: int | tuple[int, ...]) -> LinearOperator:
-    """Return the identity on arrays of the given shape."""
+    """Return the identity on arrays of the given shape.
+
+    Examples
+    --------
+    >>> identity((2, 2)).norm()
+    1.0
+    """
     shape = _as_shape(shape)
     return LinearOperator(
         lambda x: x, lambda v: v, shape, shape, "identity", shift_invariant=True, exact_norm=1.0
@@ -332,24 +346,6 @@ def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     if not sizes:
         raise ValueError("shape must name at least one dimension: got ()")
     return tuple(as_count(size, "each size of the shape", minimum=1) for size in sizes)
-
-
-def _choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {value!r}")
-    return value
-
-
-def _fast_length(n: int) -> int:
-    """Return the smallest length from n on with no prime factor above 5: fast to transform."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
 
 
 def convolution(
@@ -384,7 +380,7 @@ def convolution(
     """
     shape = _as_shape(shape)
     psf = as_real(psf, "psf", ndim=len(shape))
-    _choice(boundary, "boundary", ("periodic", "zero"))
+    as_choice(boundary, "boundary", ("periodic", "zero"))
     if any(p > n for p, n in zip(psf.shape, shape, strict=True)):
         raise ValueError(
             f"psf must be no larger than the array: expected at most {shape}, "
@@ -520,10 +516,9 @@ def difference(n: int, *, order: int = 1, boundary: str = "free") -> LinearOpera
            [ 0.,  1., -2.,  1.],
            [ 0.,  0.,  1., -2.]])
     """
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2: got {order!r}")
+    order = as_count(order, "order", minimum=1, maximum=2)
     reflect = () if order == 1 else ("reflect",)
-    _choice(boundary, "boundary", ("free", "zero", "periodic", *reflect))
+    as_choice(boundary, "boundary", ("free", "zero", "periodic", *reflect))
     n = as_count(n, "n", minimum=order + 1 if boundary == "free" else 2)
     if order == 1:
         return _first_difference(n, boundary)
@@ -548,7 +543,7 @@ def gradient(shape: tuple[int, ...], *, boundary: str = "free") -> LinearOperato
     [[[3.0, 6.0], [0.0, 0.0]], [[1.0, 0.0], [4.0, 0.0]]]
     """
     shape = _as_shape(shape)
-    _choice(boundary, "boundary", ("free", "periodic"))
+    as_choice(boundary, "boundary", ("free", "periodic"))
 
     def last(axis: int) -> tuple:
         return tuple(slice(-1, None) if a == axis else slice(None) for a in range(len(shape)))
@@ -692,6 +687,13 @@ def golub_kahan(A: LinearOperator, b: Array, k: int) -> tuple[list[Array], list[
     References
     ----------
     Golub and Kahan (1965), SIAM J. Numer. Anal. B 2, 205-224.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> golub_kahan(matrix(np.diag([1.0, 0.5])), np.array([3.0, 4.0]), 1)[2].round(6)
+    array([[0.72111],
+           [0.49923]])
     """
     A = as_operator(A)
     b = as_real(b, "b", shape=A.out_shape)

@@ -83,10 +83,16 @@ def _styled(draw: Callable) -> Callable:
 
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):
-        import matplotlib as mpl
+        from matplotlib import rcParams
 
-        with mpl.rc_context(_STYLE):
+        # Not rc_context, which restores every setting: a notebook turns the interactive mode on
+        # while its first figure is made, and without that mode it shows no figure.
+        before = {key: rcParams[key] for key in _STYLE}
+        rcParams.update(_STYLE)
+        try:
             return draw(*args, **kwargs)
+        finally:
+            rcParams.update(before)
 
     return wrapper
 
@@ -143,16 +149,17 @@ def _same_length(name: str, values: np.ndarray, against: str, size: int) -> np.n
 
 
 def _line_ends(ax: Any, lines: list) -> np.ndarray:
-    """Return where each line ends, as fractions of the axes."""
+    """Return where each line leaves the picture, as fractions of the axes; NaN if it is outside."""
     # Reading the limits makes matplotlib settle them; the transform alone would be out of date.
-    ax.get_xlim(), ax.get_ylim()
-    ends = []
-    for line in lines:
+    (left, right), (bottom, top) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
+    ends = np.full((len(lines), 2), np.nan)
+    for end, line in zip(ends, lines, strict=True):
         x, y = (np.asarray(values, dtype=float) for values in line.get_data())
-        last = np.flatnonzero(np.isfinite(x) & np.isfinite(y))[-1]
-        point = ax.transData.transform((x[last], y[last]))
-        ends.append(ax.transAxes.inverted().transform(point))
-    return np.array(ends)
+        seen = np.flatnonzero((left <= x) & (x <= right) & (bottom <= y) & (y <= top))
+        if seen.size:
+            point = ax.transData.transform((x[seen[-1]], y[seen[-1]]))
+            end[:] = ax.transAxes.inverted().transform(point)
+    return ends
 
 
 def _name_lines(ax: Any, gap: float = 0.08) -> None:
@@ -161,7 +168,7 @@ def _name_lines(ax: Any, gap: float = 0.08) -> None:
     ends = _line_ends(ax, lines)
     near = np.abs(ends[:, None] - ends[None, :])
     meet = (near[:, :, 0] < 0.2) & (near[:, :, 1] < gap)
-    if meet.sum() > len(lines):
+    if np.isnan(ends).any() or meet.sum() > len(lines):
         _legend_row(ax)
         return
     for line, end in zip(lines, ends, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import Array, as_count, as_real, as_scalar, asarray_like, inner, to_float
+from .arrays import Array, as_choice, as_count, as_real, as_scalar, asarray_like, inner, to_float
 from .operators import LinearOperator, convolution, matrix
 
 __all__ = [
@@ -466,8 +466,7 @@ def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int
     """
     from skimage import data
 
-    if name not in PICTURES:
-        raise ValueError(f"picture must be one of {', '.join(PICTURES)}: got {name!r}")
+    as_choice(name, "picture", tuple(PICTURES))
     full = getattr(data, name)() / 255.0
     margin = as_count(margin, "margin")
     rows, columns = (
@@ -525,13 +524,10 @@ def deblurring(
     >>> problem.A.in_shape, problem.A.shift_invariant
     ((64, 64), True)
     """
-    if outside not in ("model", "scene"):
-        raise ValueError(f"outside must be model or scene: got {outside!r}")
+    as_choice(outside, "outside", ("model", "scene"))
     if isinstance(psf, str):
         makers = {"gaussian": psf_gaussian, "motion": psf_motion, "disk": psf_disk}
-        if psf not in makers:
-            raise ValueError(f"psf must be one of {', '.join(makers)}, or an array: got {psf!r}")
-        psf = makers[psf](width)
+        psf = makers[as_choice(psf, "psf", tuple(makers))](width)
     psf = as_real(psf, "psf", ndim=2)
     x = picture(name, size)
     A = convolution(asarray_like(psf, like), x.shape, boundary=boundary)
@@ -584,6 +580,7 @@ def source_problem(
     """
     n = as_count(n, "n", minimum=2)
     nu, p = as_scalar(nu, "nu", minimum=0.0), as_scalar(p, "p", positive=True)
+    seed = as_count(seed, "seed")
     i = np.arange(1, n + 1)
     t = _cells(n, 0.0, 1.0)[1]
     V, U = np.cos(math.pi * np.outer(t, i - 1)), np.sin(math.pi * np.outer(t, i))

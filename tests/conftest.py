@@ -65,3 +65,19 @@ def torch():
 def rng(request) -> np.random.Generator:
     """A generator seeded by the name of the test: the same numbers in any order of the tests."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+# ---------------------------------------------------------------- figures for the summary
+
+_LINES = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def report_line(request):
+    """Return a function that puts a line into pytest's summary: a figure to read, no bound."""
+    return request.config.stash.setdefault(_LINES, []).append
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(_LINES, []):
+        terminalreporter.write_line(line)

@@ -1,5 +1,6 @@
 """The built book: it builds without a warning, and its pages are read in a real browser."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -88,6 +89,7 @@ class Links(HTMLParser):
                 self.silent.append(found.get("src", ""))
 
 
+@functools.cache
 def parsed(path: Path) -> Links:
     links = Links()
     links.feed(path.read_text(encoding="utf-8"))
@@ -126,7 +128,7 @@ def test_links_lead_somewhere(html, page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_in_the_browser(browser, address, page):
-    """No request leaves, no error, mathematics set, sliders move, light and dark, axe is content."""
+    """No request leaves, no error, mathematics set, sliders move, axe content in light and dark."""
     complaints: list[str] = []
     context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 900})
     tab = browsing.watch(context, address, complaints)
@@ -163,8 +165,9 @@ def axe_findings(tab) -> list[str]:
 
 
 FRAME = """box => {
-  const shown = [...box.querySelectorAll("img.widget-image")].filter(i => i.offsetParent !== null);
-  return shown.map(i => i.src).join(" ");
+  const images = [...box.querySelectorAll(".jupyter-widgets img")];
+  const shown = images.filter(image => image.offsetParent !== null);
+  return shown.map(image => image.src).join(" ");
 }"""
 
 

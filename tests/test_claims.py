@@ -1,4 +1,4 @@
-"""Every numbered claim has a test that can fail, or a reason and a citation; and nothing else has."""
+"""Every numbered claim has a test that can fail, or a reason and a citation; nothing else has."""
 
 import ast
 from pathlib import Path
@@ -29,7 +29,9 @@ def test_no_test_without_a_claim(label):
     assert label in NUMBERED, f"no theorem in notebooks/ or book/ has the label {label}"
 
 
-@pytest.mark.parametrize("test", [t for group in TESTS.values() for t in group], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "test", [t for group in TESTS.values() for t in group], ids=lambda t: t.name
+)
 def test_claim_is_seen_to_fail(test):
     """A claim test runs with an ingredient broken too: its parameter ``broken`` names it."""
     tree = ast.parse((ROOT / test.path).read_text(encoding="utf-8"))

@@ -109,7 +109,8 @@ def test_saturation(broken):
                 lams = s[0] ** 2 * np.geomspace(1e-9, 1e3, 100)
                 for lam in lams[::10]:
                     error = np.linalg.norm(filters.tikhonov(A, A @ x, lam).x - x)
-                    assert error >= lam / (s[0] ** 2 + lam) * size * (1 - 1e-9)
+                    # Equality for the first singular vector, up to the rounding of x.
+                    assert error >= lam / (s[0] ** 2 + lam) * size - 1e-13 * size
 
                 def smallest_error(j, delta, a=a, x=x, lams=lams, U=U, s=s, A=A):
                     positive = a[j] >= 0
@@ -137,7 +138,7 @@ def test_saturation(broken):
 
 
 @pytest.mark.claim("thm-landweber-rate")
-@pytest.mark.parametrize("broken", [None, "root of the steps left out", "ten times the steps"])
+@pytest.mark.parametrize("broken", [None, "number of steps left out", "stopped too late"])
 def test_landweber_rate(broken):
     with rejects(broken):
         for seed, shape in enumerate(SHAPES):
@@ -147,30 +148,24 @@ def test_landweber_rate(broken):
                 step = rng.uniform(0.3, 1.0) / s[0] ** 2
                 w = rng.standard_normal(len(s))
                 size, x = np.linalg.norm(w), V @ (s ** (2 * nu) * w)
-                delta = 0.1 * size * step ** (-nu - 0.5)
-                for e in (rng.standard_normal(len(A)), U[:, -1]):
-                    data = A @ x + with_norm(e, delta)
-                    errors = []
-                    steps = (1 / step) * (size / delta) ** (2 / (2 * nu + 1))
-                    assert steps >= 1
-                    chosen = math.ceil(steps)
-                    iterate.run(
-                        linear.landweber(A, data, step=step),
-                        max_iter=max(2000, chosen) if broken == "ten times the steps" else 300,
-                        callback=lambda k, state, x=x, errors=errors: errors.append(
-                            np.linalg.norm(state.x - x)
-                        ),
-                    )
-                    k = np.arange(1, len(errors))
-                    root = 1.0 if broken == "root of the steps left out" else np.sqrt(step * k)
-                    if broken == "root of the steps left out":
-                        root = np.sqrt(step) * root * 0.5
-                    bound = (nu / (step * (nu + k))) ** nu * size + root * delta
-                    assert (np.array(errors[1:]) <= bound * (1 + 1e-9)).all()
-                    if broken == "ten times the steps":
-                        chosen = 2000
+                for share in (0.5, 0.1):
+                    delta = share * size * step ** (-nu - 0.5)
+                    chosen = math.ceil((size / delta) ** (2 / (2 * nu + 1)) / step)
                     order = size ** (1 / (2 * nu + 1)) * delta ** (2 * nu / (2 * nu + 1))
-                    assert errors[chosen] <= (nu**nu + math.sqrt(2)) * order * (1 + 1e-9)
+                    for e in (rng.standard_normal(len(A)), U[:, -1]):
+                        states = linear.landweber(A, A @ x + with_norm(e, delta), step=step)
+                        errors = iterate.run(
+                            states,
+                            max_iter=500,
+                            record={"error": lambda state, x=x: np.linalg.norm(state.x - x)},
+                        ).history["error"]
+                        k = np.arange(1, 501)
+                        counted = 1.0 if broken == "number of steps left out" else k
+                        left_out = (nu / (step * (nu + k))) ** nu * size
+                        bound = left_out + np.sqrt(step * counted) * delta
+                        assert (np.array(errors[1:]) <= bound * (1 + 1e-9)).all()
+                        stop = 500 if broken == "stopped too late" else chosen
+                        assert errors[stop] <= (nu**nu + math.sqrt(2)) * order * (1 + 1e-9)
 
 
 @pytest.mark.claim("thm-order-optimal")
@@ -288,7 +283,9 @@ def test_grid_ends_the_rate(broken):
                         np.linalg.norm(filters.tikhonov(A, data, lam, method="spectral").x - x)
                         for lam in last**2 * np.geomspace(1e-9, 1e3, 60)
                     ]
-                    assert min(errors) <= delta / last * (1 + 1e-6)
+                    # What the smallest λ of the list still leaves out: λ / σ² of the truth.
+                    remainder = 1e-9 * np.linalg.norm(x)
+                    assert min(errors) <= delta / last * (1 + 1e-6) + remainder
                 for ratio in (0.01, 0.9, 0.999, 1.001, 1.1, 100.0):
                     delta = ratio * border
                     order = size ** (1 / (2 * nu + 1)) * delta ** (2 * nu / (2 * nu + 1))

@@ -26,8 +26,7 @@ def project() -> dict:
 
 def constraints() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {name: version for name, version in pairs}
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -75,7 +74,9 @@ def test_environment_and_pyproject_agree():
     import environment
 
     extras = project()["optional-dependencies"]
-    assert {extra for names in environment.SETS.values() for extra in names} == {*extras} - {"torch"}
+    assert {extra for names in environment.SETS.values() for extra in names} == {*extras} - {
+        "torch"
+    }
     assert extras["torch"] == [environment.TORCH]
 
 

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import nbformat
-import notebooks as tool
 import pytest
+
+import notebooks as tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(
@@ -97,7 +98,11 @@ def test_check_refuses_any_other_form(tmp_path):
     text = tool.to_text(tool.canonical(notebook(nbformat.v4.new_code_cell("x = 1"))))
     path.write_text(text, encoding="utf-8")
     assert tool.check(path) is None
-    for old, new in [('"nbformat_minor": 5', '"nbformat_minor": 4'), ("null", "1"), ("\n ", "\n  ")]:
+    for old, new in [
+        ('"nbformat_minor": 5', '"nbformat_minor": 4'),
+        ("null", "1"),
+        ("\n ", "\n  "),
+    ]:
         path.write_text(text.replace(old, new), encoding="utf-8")
         assert "canonical" in tool.check(path)
 

@@ -1,4 +1,4 @@
-"""Find the claims that the text numbers, the tests that check them, and those that are only cited."""
+"""Find the claims that the text numbers, the tests that check them, and those only cited."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def marked_tests(root: Path = ROOT) -> dict[str, list[ClaimTest]]:
             if not isinstance(node, ast.FunctionDef):
                 continue
             for mark in node.decorator_list:
-                if not (isinstance(mark, ast.Call) and ast.unparse(mark.func).endswith("mark.claim")):
+                if not (
+                    isinstance(mark, ast.Call) and ast.unparse(mark.func).endswith("mark.claim")
+                ):
                     continue
                 (label,) = (argument.value for argument in mark.args)
                 first = min(d.lineno for d in node.decorator_list)

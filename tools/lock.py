@@ -23,8 +23,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 HEAD = """\
 # Exact versions for Python 3.11, made by `python tools/lock.py`; do not edit by hand.
 # Use: pip install -c constraints.txt -e '.[book,lab,homework,test,bench,dev,torch]'
-# torch is not here: pyproject.toml asks for exactly one version of it, and each platform has its own
-# build.  pip resolves this file on Python 3.12 and 3.13 too (`python tools/lock.py --check` there).
+# torch is not here: pyproject.toml asks for exactly one version of it, and each platform has its
+# own build.  pip resolves this file on Python 3.12 and 3.13 too (`python tools/lock.py --check`).
 """
 LEFT_OUT = re.compile(r"^(torch|triton|nvidia-.*|cuda-.*|pip|setuptools|wheel)$")
 

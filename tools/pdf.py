@@ -1,7 +1,7 @@
 """Print the book, or a deck, to PDF with Chromium: no LaTeX is needed.
 
-    python tools/pdf.py FILE.pdf                # the book, as one long page (builds it first)
-    python tools/pdf.py FILE.pdf DECK.html      # a deck that `make slides` has built
+python tools/pdf.py FILE.pdf                # the book, as one long page (builds it first)
+python tools/pdf.py FILE.pdf DECK.html      # a deck that `make slides` has built
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # What folds on the screen stands open on paper; what only a screen needs is left out.
 UNFOLD = """() => {
   for (const box of document.querySelectorAll("details")) box.open = true;
-  for (const box of document.querySelectorAll(".toggle-hidden")) box.classList.remove("toggle-hidden");
-  for (const button of document.querySelectorAll("button.toggle-button")) button.remove();
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  for (const box of all(".toggle-hidden")) box.classList.remove("toggle-hidden");
+  for (const button of all("button.toggle-button")) button.remove();
 }"""
 WIDGETS_DRAWN = """() => {
-  const asked = document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]');
-  return asked.length === 0 || document.querySelector(".jupyter-widgets") !== null;
+  const asked = 'script[type="application/vnd.jupyter.widget-view+json"]';
+  const drawn = ".jupyter-widgets";
+  return document.querySelector(asked) === null || document.querySelector(drawn) !== null;
 }"""
 FOOTER = (
     '<div style="font: 9px serif; width: 100%; text-align: center">'

@@ -129,8 +129,8 @@ def table() -> str:
     lines = [
         "# Vendored JavaScript and fonts",
         "",
-        "The pages of the book load these files from the book itself, and no page asks the network",
-        "for anything. `python tools/vendor.py` renews them; versions and sums stand in that script.",
+        "The pages of the book load these files from the book itself; no page asks the network for",
+        "anything. `python tools/vendor.py` renews them; versions and sums stand in that script.",
         "",
         "| package | version | licence | kept in | size |",
         "|---|---|---|---|---|",
@@ -146,7 +146,7 @@ def table() -> str:
     lines += [
         "",
         "The full texts of the licences of RequireJS (MIT) and of the widgets' html-manager",
-        "(BSD-3-Clause) stand in `book/_static/widgets/LICENSES.txt`; the other packages bring theirs.",
+        "(BSD-3-Clause) stand in `book/_static/widgets/LICENSES.txt`; the others bring theirs.",
         "",
     ]
     return "\n".join(lines)

@@ -6,6 +6,13 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+REPAIRS = {
+    # The label hides the words that stand there ("Show code cell source") from screen readers.
+    '<summary aria-label="Toggle hidden content">': "<summary>",
+    # The entries inside have the role of bibliography entries, which a list must not hold.
+    '<div role="list" class="citation-list">': '<div class="citation-list">',
+}
+
 
 def _gather_widgets(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
@@ -36,10 +43,8 @@ def _tidy_page(
     if kept:
         context["script_files"] = kept
     if "body" in context:
-        # The label hides the words that stand there ("Show code cell source") from screen readers.
-        context["body"] = context["body"].replace(
-            '<summary aria-label="Toggle hidden content">', "<summary>"
-        )
+        for found, put in REPAIRS.items():
+            context["body"] = context["body"].replace(found, put)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

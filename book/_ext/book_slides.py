@@ -9,12 +9,14 @@
     :::
 
 It stands on every slide. `extension` marks a slide that the short lecture leaves out; such a slide
-bears a badge. `columns` puts what the code cells show (figures) to the right of the text, which gets
-that percentage of the width: MyST-NB has no code cells inside grids. The directive's text becomes a
-speaker note (key S in the browser).
+bears a badge. `columns` puts what the code cells show (figures) to the right of the text, which
+gets that percentage of the width: MyST-NB has no code cells inside grids. The directive's text
+becomes a speaker note (key S in the browser).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -53,7 +55,11 @@ class Speaker(SphinxDirective):
     """Minutes, extension mark, layout and speaker note of a slide."""
 
     has_content = True
-    option_spec = {"minutes": _minutes, "columns": _percentage, "extension": directives.flag}
+    option_spec: ClassVar = {
+        "minutes": _minutes,
+        "columns": _percentage,
+        "extension": directives.flag,
+    }
 
     def run(self) -> list[nodes.Node]:
         """Make the slide's attributes, the badge and the note."""

@@ -60,9 +60,12 @@ class SourceMap(SphinxDirective):
                 places += nodes.Text("not yet")
             cells.append(places)
             body += nodes.row("", *(nodes.entry("", cell) for cell in cells))
-        head = nodes.thead("", nodes.row("", *(
-            nodes.entry("", nodes.paragraph(text=HEADS[column])) for column in COLUMNS
-        )))
+        head = nodes.thead(
+            "",
+            nodes.row(
+                "", *(nodes.entry("", nodes.paragraph(text=HEADS[column])) for column in COLUMNS)
+            ),
+        )
         group = nodes.tgroup("", cols=len(COLUMNS))
         group.extend(nodes.colspec(colwidth=width) for width in COLUMNS.values())
         group += [head, body]

@@ -1,4 +1,4 @@
-"""Theorem and exercise boxes that are boxes in every output, and figures that say what they show."""
+"""Theorem and exercise boxes that are boxes in every output; figures that say what they show."""
 
 from __future__ import annotations
 

@@ -20,16 +20,6 @@ document.addEventListener("DOMContentLoaded", () => {
 // the widgets draw has a name for those who do not see it.
 const wideBlocks = "div.highlight > pre, mjx-container[display='true'], div.output.text_html";
 
-function describeFrames() {
-  for (const note of document.querySelectorAll(".explorer-description")) {
-    const box = note.closest(".cell_output");
-    const states = [...box.querySelectorAll(".widget-readout")].map((r) => r.textContent.trim());
-    for (const frame of box.querySelectorAll("img.widget-image")) {
-      frame.alt = [note.textContent.trim(), ...states.map((s) => `Shown: ${s}.`)].join(" ");
-    }
-  }
-}
-
 function nameControls() {
   for (const handle of document.querySelectorAll(".noUi-handle[role='slider']:not([aria-label])")) {
     const label = handle.closest(".jupyter-widgets")?.querySelector(".widget-label");
@@ -44,7 +34,10 @@ function nameControls() {
   for (const icon of document.querySelectorAll("button.theme-switch-button > .theme-switch")) {
     icon.setAttribute("aria-hidden", "true");
   }
-  describeFrames();
+  for (const fold of document.querySelectorAll(".bd-sidenav summary:not([aria-label])")) {
+    const link = fold.closest("li").querySelector("a");
+    fold.setAttribute("aria-label", `Pages of ${link.textContent.trim()}`);
+  }
 }
 
 window.addEventListener("load", () => {

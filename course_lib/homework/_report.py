@@ -19,6 +19,8 @@ def pytest_runtest_makereport(item, call):
     if not hasattr(item, "cell_num") or not (report.when == "call" or report.failed):
         return
     error = call.excinfo
+    if error is not None and str(error.value).startswith("Timeout"):
+        item.session.shouldstop = "a cell did not finish"  # what follows would hang on its kernel
     _cells.append(
         {
             "notebook": item.path.name,

@@ -249,7 +249,7 @@ def invoke(namespace: Mapping[str, Any], name: str, packed_arguments: list) -> d
             contextlib.redirect_stderr(printed),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("always")
+            warnings.simplefilter("ignore")
             value = work(*arguments)
     except (Exception, SystemExit) as error:
         reply = {

@@ -165,8 +165,11 @@ def _open_words(found: dict[int, Answer], question: nb.Question) -> str:
 
 
 def _stopped_words(run: CellRun) -> str:
-    if "died" in run.message:
-        return "your code ends the Python process (too much memory, or an exit?)"
+    if "died" in run.message or "Failed to interrupt" in run.message:
+        return (
+            "your code does not finish in time, or it ends the Python process: look for a loop "
+            "that never stops, for an exit, or for too much memory"
+        )
     return "your code does not finish in time: look for a loop that never stops"
 
 

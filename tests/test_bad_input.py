@@ -1,0 +1,477 @@
+"""Every public function times everything that is not what it expects.
+
+Each call ends in one of two ways: a ``ValueError`` whose message names the argument and says what
+was expected or what came, or the right answer, in the library, dtype and device of the arguments.
+A new public function must be listed here, or ``test_every_public_name_is_listed`` fails.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import is_torch_array
+from conftest import make_like
+from kit import assert_alike, to_numpy
+from test_layers import MATHEMATICS
+
+from course_lib import arrays, checks, filters, iterate, linear, operators, problems
+from course_lib.arrays import asarray_like
+
+A = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]])  # symmetric positive definite
+TALL = np.array([[2.0, 1.0], [1.0, 3.0], [0.0, 1.0]])
+Y = np.array([1.0, 2.0, 4.0])
+D = np.array([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+S = np.array([3.0, 2.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A call with good arguments, and what kind each of them is.
+
+    ``kinds``: "vector", "matrix" (operators are taken too), "array" (any shape), "mask"; "positive",
+    "at least 0", "at least 1", "number"; "count" (from 0), "size" (from 1), "choice", "shape".
+    ``words``: what messages call an argument, where that is not its name.
+    """
+
+    call: Callable[..., Any]
+    good: dict[str, Any]
+    kinds: dict[str, str]
+    words: dict[str, str] = field(default_factory=dict)
+
+
+def solved(start: Callable, **kinds: str) -> Entry:
+    """A solver: three steps of it."""
+    good = {"A": A, "y": Y, "x0": S, "step": 0.05, "nu": 1.0}
+    return Entry(
+        lambda A, y, x0, **options: [s.x for s in islice(start(A, y, x0, **options), 4)][-1],
+        {name: good[name] for name in ("A", "y", "x0", *kinds)},
+        {"A": "matrix", "y": "vector", "x0": "vector", **kinds},
+        {"A": "matrix", "y": "data"},
+    )
+
+
+def ruled(rule: Callable, **kinds: str) -> Entry:
+    good = {"rtol": 0.1, "atol": 0.2, "delta": 0.5, "tau": 1.5}
+
+    def call(A, y, **options):
+        made = rule(A, y, **options) if "delta" not in options else rule(
+            A, y, options["delta"], tau=options["tau"]
+        )
+        return made.bound
+
+    return Entry(call, {"A": A, "y": Y, **{k: good[k] for k in kinds}},
+                 {"A": "matrix", "y": "vector", **kinds}, {"A": "A", "y": "data"})
+
+
+def problem(make: Callable, kinds: dict[str, str], words: dict | None = None, **good: Any) -> Entry:
+    """A test problem; its data are what it returns."""
+    always = {"noise": 0.01, "seed": 0}
+    return Entry(
+        lambda **options: make(**options).y,
+        {**good, **always},
+        {**kinds, "noise": "at least 0", "seed": "count"},
+        words or {},
+    )
+
+
+def solution(result: Any) -> Any:
+    return result.x
+
+
+TABLE: dict[str, Entry] = {
+    # arrays
+    "arrays.as_real": Entry(lambda x: arrays.as_real(x, "x"), {"x": Y}, {"x": "array"}),
+    "arrays.as_scalar": Entry(lambda value: arrays.as_scalar(value, "value"), {"value": 2.0},
+                              {"value": "number"}),
+    "arrays.as_count": Entry(lambda value: arrays.as_count(value, "value"), {"value": 2},
+                             {"value": "count"}),
+    # iterate
+    "iterate.residual_rule": ruled(iterate.residual_rule, rtol="at least 0", atol="at least 0"),
+    "iterate.gradient_rule": ruled(iterate.gradient_rule, rtol="at least 0", atol="at least 0"),
+    "iterate.discrepancy_rule": ruled(
+        iterate.discrepancy_rule, delta="positive", tau="at least 1"),
+    "iterate.run": Entry(
+        lambda max_iter, check_every: iterate.run(
+            linear.cgls(A, Y), max_iter=max_iter, check_every=check_every).x,
+        {"max_iter": 2, "check_every": 1}, {"max_iter": "count", "check_every": "size"}),
+    # operators
+    "operators.matrix": Entry(lambda M: operators.matrix(M).to_dense(), {"M": TALL},
+                              {"M": "matrix"}, {"M": "matrix"}),
+    "operators.as_operator": Entry(lambda A: operators.as_operator(A).to_dense(), {"A": TALL},
+                                   {"A": "matrix"}, {"A": "matrix"}),
+    "operators.identity": Entry(lambda shape: operators.identity(shape).to_dense(),
+                                {"shape": (2, 3)}, {"shape": "shape"}),
+    "operators.convolution": Entry(
+        lambda psf, shape, boundary: (
+            lambda B: B @ asarray_like(Y, B.like)
+        )(operators.convolution(psf, shape, boundary=boundary)),
+        {"psf": S, "shape": 3, "boundary": "zero"},
+        {"psf": "vector", "shape": "shape", "boundary": "choice"}),
+    "operators.integration": Entry(lambda n: operators.integration(n).to_dense(), {"n": 3},
+                                   {"n": "size"}),
+    "operators.difference": Entry(
+        lambda n, order, boundary: operators.difference(
+            n, order=order, boundary=boundary).to_dense(),
+        {"n": 4, "order": 2, "boundary": "reflect"},
+        {"n": "size", "order": "choice", "boundary": "choice"}),
+    "operators.gradient": Entry(
+        lambda shape, boundary: operators.gradient(shape, boundary=boundary).to_dense(),
+        {"shape": (2, 3), "boundary": "free"}, {"shape": "shape", "boundary": "choice"}),
+    "operators.subsampling": Entry(lambda mask: operators.subsampling(mask).to_dense(),
+                                   {"mask": S > 1.5}, {"mask": "mask"}),
+    "operators.golub_kahan": Entry(lambda A, b, k: operators.golub_kahan(A, b, k)[2],
+                                   {"A": A, "b": Y, "k": 2},
+                                   {"A": "matrix", "b": "vector", "k": "size"}, {"A": "matrix"}),
+    # linear
+    "linear.cg": solved(linear.cg),
+    "linear.cgls": solved(linear.cgls),
+    "linear.gmres": solved(linear.gmres),
+    "linear.landweber": solved(linear.landweber, step="positive"),
+    "linear.nu_method": solved(linear.nu_method, nu="positive", step="positive"),
+    # filters
+    "filters.decompose": Entry(lambda A: filters.decompose(A).s, {"A": A}, {"A": "matrix"},
+                               {"A": "matrix"}),
+    "filters.tikhonov_factors": Entry(filters.tikhonov_factors, {"s": S, "lam": 0.5},
+                                      {"s": "array", "lam": "positive"}),
+    "filters.tsvd_factors": Entry(filters.tsvd_factors, {"s": S, "rank": 2},
+                                  {"s": "array", "rank": "size"}),
+    "filters.landweber_factors": Entry(filters.landweber_factors, {"s": S, "step": 0.1, "k": 2},
+                                       {"s": "array", "step": "positive", "k": "count"}),
+    "filters.cgls_factors": Entry(filters.cgls_factors, {"s": S, "ritz": Y},
+                                  {"s": "array", "ritz": "values"}),
+    "filters.ritz_values": Entry(filters.ritz_values, {"A": A, "y": Y, "k": 2},
+                                 {"A": "matrix", "y": "vector", "k": "size"}, {"A": "matrix",
+                                                                               "y": "b"}),
+    "filters.filtered": Entry(
+        lambda A, y, factors: filters.filtered(filters.decompose(A), y, factors),
+        {"A": A, "y": Y, "factors": S}, {"A": "matrix", "y": "vector", "factors": "vector"},
+        {"A": "matrix"}),
+    "filters.tikhonov": Entry(
+        lambda A, y, lam, D, method: solution(filters.tikhonov(A, y, lam, D, method=method)),
+        {"A": A, "y": Y, "lam": 0.5, "D": D, "method": "qr"},
+        {"A": "matrix", "y": "vector", "lam": "positive", "D": "matrix", "method": "choice"},
+        {"A": "matrix", "D": "matrix"}),
+    "filters.tikhonov by cgls": Entry(
+        lambda A, y, lam, D, rtol, max_iter: solution(filters.tikhonov(
+            A, y, lam, D, method="cgls", rtol=rtol, max_iter=max_iter)),
+        {"A": A, "y": Y, "lam": 0.5, "D": D, "rtol": 1e-3, "max_iter": 9},
+        {"A": "matrix", "y": "vector", "lam": "positive", "D": "matrix", "rtol": "at least 0",
+         "max_iter": "count"}, {"A": "matrix", "D": "matrix"}),
+    "filters.tsvd": Entry(lambda A, y, rank: solution(filters.tsvd(A, y, rank)),
+                          {"A": A, "y": Y, "rank": 2},
+                          {"A": "matrix", "y": "vector", "rank": "size"}, {"A": "matrix"}),
+    "filters.standard_form": Entry(
+        lambda A, D, y: filters.standard_form(A, D).to_data(y), {"A": A, "D": D, "y": Y},
+        {"A": "matrix", "D": "matrix", "y": "vector"}, {"A": "matrix", "D": "matrix"}),
+    # problems
+    "problems.add_noise": Entry(
+        lambda y, noise, seed: problems.add_noise(y, noise, seed=seed)[0],
+        {"y": Y, "noise": 0.1, "seed": 0},
+        {"y": "array", "noise": "at least 0", "seed": "count"}),
+    "problems.deriv2": problem(problems.deriv2, {"n": "size"}, n=8),
+    "problems.shaw": problem(problems.shaw, {"n": "size"}, n=8),
+    "problems.phillips": problem(problems.phillips, {"n": "size"}, n=8),
+    "problems.gravity": problem(problems.gravity, {"n": "size", "depth": "positive"}, n=8,
+                                depth=0.25),
+    "problems.heat": problem(problems.heat, {"n": "size", "kappa": "positive"}, n=8, kappa=1.0),
+    "problems.blur_1d": problem(problems.blur_1d, {"n": "size", "width": "positive"}, n=32,
+                                width=0.03),
+    "problems.source_problem": problem(
+        problems.source_problem, {"n": "size", "nu": "at least 0", "p": "positive"}, n=8, nu=0.5,
+        p=1.0),
+    "problems.deblurring": problem(
+        problems.deblurring,
+        {"name": "choice", "psf": "choice", "width": "positive", "boundary": "choice",
+         "outside": "choice"},
+        {"name": "picture"}, name="camera", psf="gaussian", width=1.0, boundary="periodic",
+        outside="model", size=16),
+    "problems.psf_gaussian": Entry(problems.psf_gaussian, {"width": 1.0}, {"width": "positive"}),
+    "problems.psf_motion": Entry(
+        lambda length, angle: problems.psf_motion(length, angle=angle),
+        {"length": 3.0, "angle": 10.0}, {"length": "positive", "angle": "number"}),
+    "problems.psf_disk": Entry(problems.psf_disk, {"radius": 2.0}, {"radius": "positive"}),
+    "problems.picture": Entry(
+        lambda name, margin: problems.picture(name, 16, margin=margin),
+        {"name": "camera", "margin": 0}, {"name": "choice", "margin": "count"},
+        {"name": "picture"}),
+    # checks
+    "checks.adjoint": Entry(
+        lambda A, seed, pairs: checks.adjoint(A, seed=seed, pairs=pairs).value,
+        {"A": A, "seed": 0, "pairs": 2}, {"A": "matrix", "seed": "count", "pairs": "size"},
+        {"A": "matrix"}),
+    "checks.slope": Entry(checks.slope, {"x": Y, "y": S}, {"x": "vector", "y": "vector"}),
+    "checks.taylor": Entry(
+        lambda x, seed, directions: checks.taylor(
+            lambda z: (z**2).sum(), lambda z: 2 * z, x, seed=seed, directions=directions).value,
+        {"x": Y, "seed": 0, "directions": 2},
+        {"x": "array", "seed": "count", "directions": "size"}),
+}
+
+EXEMPT = {
+    "arrays.as_choice": "is itself the check; tested with every choice below",
+    "arrays.asarray_like": "takes values of any kind; tested in test_arrays.py",
+    "arrays.check_alike": "is itself the check; tested in test_arrays.py",
+    "arrays.detach": "passes anything through",
+    "arrays.inner": "inner loop: only shape and library are checked, in test_arrays.py",
+    "arrays.is_sparse": "answers for any object",
+    "arrays.namespace": "is itself the check; tested in test_arrays.py",
+    "arrays.norm": "inner loop: only the library is checked, in test_arrays.py",
+    "arrays.to_float": "inner loop",
+    "arrays.zeros": "takes shapes and arrays that were checked",
+    "operators.stack": "takes operators alone; refusals below",
+    "iterate.Result": "a record", "iterate.StoppingRule": "a record",
+    "operators.LinearOperator": "a record; what it is applied to is tested in test_operators.py",
+    "filters.Spectrum": "a record", "filters.StandardForm": "a record",
+    "problems.Problem": "a record", "checks.Check": "a record",
+}
+
+# ---------------------------------------------------------------- what is not expected
+
+NOT_ARRAYS = {
+    "list": lambda x: x.tolist(), "tuple": lambda x: tuple(x.tolist()), "None": lambda x: None,
+    "text": lambda x: "abc", "number": lambda x: 3.0, "dict": lambda x: {},
+    "function": lambda x: len, "generator": lambda x: iter(x),
+    "np.matrix": lambda x: np.atleast_2d(x).view(np.matrix), "masked": np.ma.array,
+    "NumPy scalar": lambda x: np.float64(2),
+}
+NOT_REAL = {
+    "complex": lambda x: x * 1j, "objects": lambda x: x.astype(object),
+    "texts": lambda x: x.astype(str), "half": lambda x: x.astype(np.float16),
+    "extended": lambda x: x.astype(np.longdouble), "dates": lambda x: x.astype("datetime64[D]"),
+}
+NOT_FINITE = {
+    "NaN": lambda x: np.where(x == x.max(), np.nan, x),
+    "infinity": lambda x: np.where(x == x.max(), np.inf, x),
+    "minus infinity": lambda x: np.where(x == x.max(), -np.inf, x),
+}
+NO_SHAPE = {"empty": lambda x: x[..., :0], "0-d": lambda x: np.array(2.0)}
+WRONG_VECTOR = {
+    "one more": lambda x: np.append(x, 1.0), "column": lambda x: x[:, None],
+    "row": lambda x: x[None], "single": lambda x: x[:1],
+}
+WRONG_MATRIX = {"vector": lambda x: x[0], "3-d": lambda x: x[None], "empty rows": lambda x: x[:0]}
+NOT_NUMBERS = {
+    "text": "abc", "digits": "2", "None": None, "list": [2.0], "array": np.array([2.0, 3.0]),
+    "complex": 2j, "True": True, "NaN": np.nan, "infinity": np.inf, "minus": -np.inf,
+    "huge": 10**400, "bytes": b"2", "dict": {}, "function": len,
+}
+NOT_COUNTS = {
+    "text": "abc", "digits": "2", "None": None, "list": [2], "array": np.array([2, 3]),
+    "fraction": 2.5, "whole float": 2.0, "complex": 2j, "True": True, "NaN": np.nan,
+    "negative": -1, "function": len,
+}
+BELOW = {"positive": (0.0, -1.0, -1e-300), "at least 0": (-1.0, -1e-300), "at least 1": (0.5, -2.0)}
+
+ARRAY_KINDS = {"vector", "matrix", "array"}
+
+
+def bad_values(kind: str, good: Any) -> dict[str, Any]:
+    if kind in ARRAY_KINDS:
+        wrong = {"vector": WRONG_VECTOR, "matrix": WRONG_MATRIX, "array": {}}[kind]
+        no_shape = NO_SHAPE if kind != "array" else {"empty": NO_SHAPE["empty"]}
+        makers = {**NOT_ARRAYS, **NOT_REAL, **NOT_FINITE, **no_shape, **wrong}
+        return {name: make(good) for name, make in makers.items()}
+    if kind == "mask":
+        return {"list": good.tolist(), "None": None, "floats": good * 1.0, "none kept": good & False,
+                "text": "abc", "integers": good.astype(int), "empty": good[:0], "number": True}
+    if kind == "values":
+        return {"None": None, "number": 2.0, "text": "abc", "negative": -good, "zero": 0 * good,
+                "NaN": good * np.nan, "complex": good * 1j, "texts": good.astype(str)}
+    if kind == "count":
+        return NOT_COUNTS
+    if kind == "size":
+        return {**NOT_COUNTS, "zero": 0}
+    if kind == "choice":
+        return {"text": "abc", "None": None, "number": 7.5, "list": ["free"], "array": np.ones(2),
+                "empty": ""}
+    if kind == "shape":
+        return {"text": "abc", "None": None, "fraction": 2.5, "zero": 0, "negative": -3,
+                "empty": (), "in it": (2, -1), "float in it": (2.0, 3), "nested": ((2, 3),),
+                "array": np.ones(2)}
+    return {**NOT_NUMBERS, **{f"{bad:g}": bad for bad in BELOW.get(kind, ())}}
+
+
+# Not bad for these: a choice that takes more, a psf that may be an array.
+FINE = {
+    ("problems.deblurring", "psf", "array"), ("problems.deblurring", "psf", "list"),
+    # An operator made of this many entries is another operator, not a mistake.
+    ("operators.convolution", "psf", "single"), ("checks.slope", "x", "single"),
+    # None is a start at zero, and the identity for a penalty.
+    *((f"linear.{name}", "x0", "None") for name in linear.__all__),
+    ("filters.tikhonov", "D", "None"), ("filters.tikhonov by cgls", "D", "None"),
+}
+
+CASES = [
+    pytest.param(name, argument, label, id=f"{name}-{argument}-{label}")
+    for name, entry in TABLE.items()
+    for argument, kind in entry.kinds.items()
+    for label in bad_values(kind, entry.good[argument])
+    if (name, argument, label) not in FINE
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "label"), CASES)
+def test_bad_input_is_refused_in_words(name, argument, label):
+    entry = TABLE[name]
+    value = bad_values(entry.kinds[argument], entry.good[argument])[label]
+    with pytest.raises(ValueError, match=".") as error:
+        entry.call(**{**entry.good, argument: value})
+    message = str(error.value)
+    word = entry.words.get(argument, argument)
+    assert "expected" in message or "got" in message, message
+    assert word in message or "every argument" in message, message
+    # The first line of a message that a student reads, and no traceback of NumPy's.
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_good_input_is_good(name):
+    """Otherwise a refusal above might come from something else."""
+    value = TABLE[name].call(**TABLE[name].good)
+    assert np.isfinite(to_numpy(value) if hasattr(value, "shape") else value).all()
+
+
+# ---------------------------------------------------------------- other kinds of right input
+
+WITH_ARRAYS = [name for name, entry in TABLE.items() if ARRAY_KINDS & set(entry.kinds.values())]
+
+
+def converted(entry: Entry, convert: Callable) -> dict[str, Any]:
+    return {
+        argument: convert(value) if entry.kinds[argument] in ARRAY_KINDS else value
+        for argument, value in entry.good.items()
+    }
+
+
+# What answers in NumPy, whatever came: small results for people and plots.
+NUMPY_ANSWER = {"operators.golub_kahan", "filters.ritz_values"}
+# Refuses single precision, and says so.
+DOUBLE_ONLY = {"checks.taylor"}
+
+
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint8", "bool"])
+def test_integers_mean_the_same_numbers(name, dtype):
+    if (name, dtype) == ("checks.slope", "bool"):
+        pytest.skip("a power law through equal points has no slope")
+    entry = TABLE[name]
+    whole = converted(entry, lambda x: x.astype(dtype))
+    expected = entry.call(**converted(entry, lambda x: x.astype(dtype).astype(float)))
+    value = entry.call(**whole)
+    np.testing.assert_allclose(value, expected, rtol=1e-13)
+    if isinstance(value, np.ndarray):
+        assert value.dtype == np.float64
+
+
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+def test_kind_of_the_answer(name, like):
+    """Single precision stays single, tensors stay tensors, on their device."""
+    entry = TABLE[name]
+    arguments = converted(entry, lambda x: asarray_like(x, like))
+    if name in DOUBLE_ONLY and str(like.dtype).endswith("float32"):
+        with pytest.raises(ValueError, match="double precision"):
+            entry.call(**arguments)
+        return
+    if not isinstance(like, np.ndarray) and name == "checks.taylor":
+        arguments["x"] = asarray_like(Y, like)
+        f = lambda z: arrays.inner(z, z)  # noqa: E731
+        value = checks.taylor(f, lambda z: 2.0 * z, arguments["x"]).value
+    else:
+        value = entry.call(**arguments)
+    expected = entry.call(**entry.good)
+    single = str(like.dtype).endswith("float32")
+    if name not in ("checks.taylor", "checks.adjoint"):  # they measure rounding itself
+        np.testing.assert_allclose(to_numpy(value), expected, rtol=2e-4 if single else 1e-10,
+                                   atol=1e-5 if single else 1e-12)
+    if hasattr(value, "shape") and name not in NUMPY_ANSWER:
+        assert_alike(value, like)
+
+
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+def test_tensors_that_require_grad(name, torch):
+    """The same answer, and no warning; where a number comes out, it is cut off."""
+    entry = TABLE[name]
+    if name == "checks.taylor":
+        pytest.skip("takes the function of the student, not his graph")
+    arguments = converted(entry, lambda x: torch.tensor(x, requires_grad=True))
+    value = entry.call(**arguments)
+    expected = entry.call(**entry.good)
+    if name != "checks.adjoint":
+        np.testing.assert_allclose(to_numpy(value), expected, rtol=1e-10, atol=1e-12)
+    if is_torch_array(value):
+        # GMRES says so; the factors of TSVD are constant where they have a derivative.
+        assert value.requires_grad != (name in ("linear.gmres", "filters.tsvd_factors"))
+
+
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+def test_inputs_stay_as_they_are(name):
+    entry = TABLE[name]
+    arguments = converted(entry, np.copy)
+    for value in arguments.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    entry.call(**arguments)
+
+
+MIXED = [
+    pytest.param(name, argument, id=f"{name}-{argument}")
+    for name in WITH_ARRAYS
+    for argument, kind in TABLE[name].kinds.items()
+    if kind in ARRAY_KINDS and len(ARRAY_KINDS & set(TABLE[name].kinds.values())) > 0
+    and sum(k in ARRAY_KINDS for k in TABLE[name].kinds.values()) > 1
+]
+# Dtypes may differ here: the answer is a plain number.
+SCALAR_ANSWER = {"checks.slope"}
+
+
+@pytest.mark.parametrize(("name", "argument"), MIXED)
+def test_mixed_dtypes_are_refused(name, argument):
+    """Single among double precision: no silent promotion, in neither direction."""
+    entry = TABLE[name]
+    for one, other in ((np.float32, np.float64), (np.float64, np.float32)):
+        arguments = converted(entry, lambda x, other=other: x.astype(other))
+        arguments[argument] = arguments[argument].astype(one)
+        if name in SCALAR_ANSWER:
+            assert isinstance(entry.call(**arguments), float)
+            continue
+        with pytest.raises(ValueError, match="one dtype: expected .*, got"):
+            entry.call(**arguments)
+
+
+@pytest.mark.parametrize(("name", "argument"), MIXED)
+@pytest.mark.parametrize("library", ["torch", "array_api_strict"])
+def test_mixed_libraries_are_refused(name, argument, library, request):
+    if library == "torch":
+        request.getfixturevalue("torch")
+    entry, like = TABLE[name], make_like(library, "float64")
+    arguments = dict(entry.good)
+    arguments[argument] = asarray_like(arguments[argument], like)
+    with pytest.raises(ValueError, match=r"one library: got (array_api_strict and )?numpy"):
+        entry.call(**arguments)
+
+
+def test_stack_refuses():
+    for bad in ((), (A,), (operators.identity(3), A), (operators.identity(3), None),
+                (operators.identity(3), operators.identity(4)),
+                (operators.matrix(A), operators.matrix(A.astype(np.float32)))):
+        with pytest.raises(ValueError, match="operator|one dtype"):
+            operators.stack(*bad)
+
+
+def test_every_public_name_is_listed():
+    """A new function must be put into the table, or exempted with a reason."""
+    public = {
+        f"{module}.{name}"
+        for module in MATHEMATICS
+        for name in importlib.import_module(f"course_lib.{module}").__all__
+    }
+    listed = {name.split(" by ")[0] for name in TABLE}
+    assert public == listed | set(EXEMPT), public ^ (listed | set(EXEMPT))
+    assert not listed & set(EXEMPT)
+    for name, entry in TABLE.items():
+        # "size" of deblurring is a size or a shape; picture() tests it.
+        assert set(entry.good) - set(entry.kinds) <= {"size"}, name

@@ -1,0 +1,267 @@
+"""The architecture: imports go one way, the public names are these, the import is light."""
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "course_lib"
+
+# What each module may import from course_lib. A module that does not exist yet may be absent;
+# one that is not in this table fails the test.
+_BASE = {"arrays", "iterate", "operators", "functionals"}
+LAYERS: dict[str, set[str]] = {
+    "arrays": set(),
+    "iterate": {"arrays"},
+    "operators": {"arrays", "iterate"},
+    "functionals": {"arrays", "iterate", "operators"},
+    "linear": _BASE,
+    "proximal": _BASE,
+    "filters": _BASE | {"linear", "proximal"},
+    "choice": _BASE | {"linear", "proximal", "filters"},
+    "implicit": _BASE | {"linear", "proximal"},
+    "bilevel": _BASE | {"linear", "proximal", "implicit"},
+    "meta": _BASE | {"linear", "proximal", "implicit", "bilevel"},
+    "autodiff": {"arrays"},
+    "problems": _BASE,
+    "checks": _BASE,
+}
+MATHEMATICS = tuple(name for name in LAYERS if (LIBRARY / f"{name}.py").exists())
+ANYTHING = {"plotting", "explorers"}
+
+# The only modules that may import these packages at all, and those that may do so anywhere but at
+# the top: inside the function that needs them.
+ONLY_IN = {"matplotlib": {"plotting"}, "ipywidgets": {"explorers"}, "torch": {"autodiff"}}
+LATE = {"scipy", "skimage", "PIL", "tqdm"}
+AT_THE_TOP = {"numpy", "array_api_compat"}
+
+PUBLIC = {
+    "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner is_sparse "
+    "namespace norm to_float zeros",
+    "checks": "Check adjoint slope taylor",
+    "filters": "Spectrum StandardForm cgls_factors decompose filtered landweber_factors "
+    "ritz_values standard_form tikhonov tikhonov_factors tsvd tsvd_factors",
+    "iterate": "Result StoppingRule discrepancy_rule gradient_rule residual_rule run",
+    "linear": "cg cgls gmres landweber nu_method",
+    "operators": "LinearOperator as_operator convolution difference golub_kahan gradient "
+    "identity integration matrix stack subsampling",
+    "problems": "Problem add_noise blur_1d deblurring deriv2 gravity heat phillips picture "
+    "psf_disk psf_gaussian psf_motion shaw source_problem",
+}
+
+LINE_BUDGET = 2500
+
+
+def imports(path: Path, *, top_only: bool = False) -> list[tuple[str, str]]:
+    """(package, module) of every import, those inside functions too; relative ones resolved."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = ("course_lib", *path.relative_to(LIBRARY).parent.parts)
+    found = []
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.split(".")[0], alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.append((module.split(".")[0], module))
+            if module.count(".") == 0 or module == "course_lib":
+                found += [(module.split(".")[0], f"{module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def inside(path: Path) -> set[str]:
+    """Names of the modules of course_lib that a file imports."""
+    return {
+        module.split(".")[1]
+        for package, module in imports(path)
+        if package == "course_lib" and module.count(".")
+    }
+
+
+def files(name: str) -> list[Path]:
+    path = LIBRARY / name
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def modules() -> list[str]:
+    return sorted(
+        path.stem
+        for path in LIBRARY.iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists()) and path.stem != "__init__"
+    )
+
+
+def test_every_module_has_a_place():
+    assert set(modules()) <= set(LAYERS) | ANYTHING | {"homework"}
+    import course_lib
+
+    assert set(course_lib.__all__) == set(modules())
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_imports_go_one_way(name):
+    extra = inside(LIBRARY / f"{name}.py") - LAYERS[name]
+    assert not extra, f"{name} imports {extra}, which stand above it or beside it"
+
+
+def test_the_table_itself_has_no_cycle():
+    order = list(LAYERS)
+    for name, below in LAYERS.items():
+        assert all(order.index(other) < order.index(name) for other in below)
+
+
+@pytest.mark.parametrize("path", files("homework"), ids=lambda path: path.name)
+def test_homework_imports_no_mathematics(path):
+    allowed = {"homework", "__version__"}
+    assert inside(path) <= allowed
+
+
+@pytest.mark.parametrize("name", [*MATHEMATICS, "plotting"])
+def test_nothing_but_explorers_imports_what_stands_above(name):
+    assert not inside(LIBRARY / f"{name}.py") & {"homework", "explorers"}
+    if name != "plotting":
+        assert "plotting" not in inside(LIBRARY / f"{name}.py")
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_heavy_packages_stay_in_their_module(package):
+    for path in sorted(LIBRARY.rglob("*.py")):
+        if package in {name for name, _ in imports(path)}:
+            assert path.stem in ONLY_IN[package], f"{path.name} imports {package}"
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_mathematics_imports_little_at_the_top(name):
+    """SciPy's submodules and the pictures load when they are used."""
+    path = LIBRARY / f"{name}.py"
+    outside = {package for package, _ in imports(path) if package not in sys.stdlib_module_names}
+    assert outside <= AT_THE_TOP | LATE | {"course_lib"} | {
+        package for package, users in ONLY_IN.items() if name in users
+    }
+    top = {package for package, _ in imports(path, top_only=True)}
+    assert not top & LATE
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_public_names(name):
+    """A new public name is a decision: write it into the table above, and into the changelog."""
+    module = importlib.import_module(f"course_lib.{name}")
+    assert name in PUBLIC, f"freeze the public names of {name}"
+    assert module.__all__ == sorted(module.__all__)
+    assert set(module.__all__) == set(PUBLIC[name].split())
+    assert all(hasattr(module, public) for public in module.__all__)
+
+
+# Measured in a fresh process: what `import course_lib` and its core bring in, and how long the
+# first takes. The median of three, because the clock of a busy machine is no measure.
+PROBE = """
+import json, sys, time
+before = set(sys.modules)
+start = time.perf_counter()
+import course_lib
+alone = time.perf_counter() - start
+def loaded():
+    return sorted(name for name in set(sys.modules) - before)
+bare = loaded()
+from course_lib import arrays, iterate, operators, linear, filters, problems, checks
+core = time.perf_counter() - start
+import numpy as np
+filters.tikhonov(np.eye(2), np.ones(2), 1.0)
+print(json.dumps([alone, bare, core, loaded()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def probes() -> list:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True,
+                check=True,
+            ).stdout
+        )
+        for _ in range(3)
+    ]
+
+
+HEAVY = ("torch", "matplotlib", "ipywidgets", "skimage", "PIL", "IPython", "tqdm")
+
+
+def test_import_brings_in_nothing_heavy(probes, report_line):
+    bare, used = probes[0][1], probes[0][3]
+    assert not [name for name in used if name.split(".")[0] in HEAVY]
+    assert not [name for name in used if name.startswith("scipy.")]
+    # The bare import brings in the package alone: modules load when they are used.
+    assert [name for name in bare if name.startswith("course_lib")] == ["course_lib"]
+    # A figure to read, not a bound: no test depends on a clock. The aim is below 0.3 s.
+    alone, core = (sorted(probe[i] for probe in probes)[1] for i in (0, 2))
+    report_line(f"import course_lib: {alone:.3f} s; all of its mathematics, NumPy with it: "
+                f"{core:.3f} s (aim: below 0.3 s)")
+
+
+def test_modules_are_lazy():
+    import course_lib
+
+    assert course_lib.filters is importlib.import_module("course_lib.filters")
+    assert set(dir(course_lib)) == set(course_lib.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        course_lib.nothing  # noqa: B018
+
+
+def logical_lines(path: Path) -> int:
+    """Statements, docstrings not counted."""
+    return sum(
+        isinstance(node, ast.stmt)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def test_line_budget(report_line):
+    """About 2,500 logical lines of mathematics: delete the option that no chapter uses."""
+    lines = {name: logical_lines(LIBRARY / f"{name}.py") for name in MATHEMATICS}
+    total = sum(lines.values())
+    parts = ", ".join(f"{name} {count}" for name, count in lines.items())
+    report_line(f"logical lines of mathematics: {total} of {LINE_BUDGET} ({parts})")
+    assert total <= LINE_BUDGET
+
+
+def test_nothing_prints():
+    """The mathematics has no print: `run` shows progress when it is asked to, and no other."""
+    for name in MATHEMATICS:
+        tree = ast.parse((LIBRARY / f"{name}.py").read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+
+
+def test_sizes_of_functions():
+    """Bodies stay short: 9 of 10 have at most 20 logical lines, and none more than 40."""
+    sizes = {}
+    for name in MATHEMATICS:
+        for node in ast.walk(ast.parse((LIBRARY / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                inner = [n for n in ast.walk(node) if isinstance(n, ast.stmt)][1:]
+                count = sum(
+                    not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+                    for n in inner
+                )
+                sizes[f"{name}.{node.name}"] = count
+    ranked = sorted(sizes.values())
+    assert ranked[int(0.9 * len(ranked))] <= 20
+    longest = max(sizes, key=sizes.get)
+    assert sizes[longest] <= 40, f"{longest} has {sizes[longest]} logical lines"
+
+
+def test_no_path_of_a_machine():
+    """Neither in the library nor in its tests: a checkout works wherever it lies."""
+    suspicious = ("/home/", "/Users/", "C:\\")
+    for path in sorted(LIBRARY.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert not [word for word in suspicious if word in text], path.name
