@@ -79,7 +79,10 @@ def explore(
     if len(values) < 2:
         raise ValueError(f"values must offer a choice: expected at least two, got {len(values)}")
     initial = as_count(initial, "initial", maximum=len(values) - 1)
-    frames = [widgets.HTML(_image(_png(draw(value)), describe(value))) for value in values]
+    frames = [
+        widgets.HTML(_image(_png(plotting.pixels(draw(value))), describe(value)))
+        for value in values
+    ]
     slider = widgets.SelectionSlider(
         options=[(label(value), i) for i, value in enumerate(values)],
         index=initial,
@@ -93,15 +96,10 @@ def explore(
     return widgets.VBox([slider, stack])
 
 
-def _png(axes: Any) -> bytes:
-    """Return the figure of the axes as a PNG with a palette, and close it."""
-    import matplotlib.pyplot as plt
+def _png(pixels: np.ndarray) -> bytes:
+    """Return a picture (rows, columns, RGBA) as a PNG with a palette."""
     from PIL import Image
 
-    figure = np.ravel(axes)[0].figure
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())
-    plt.close(figure)
     palette, index = _palette(pixels)
     image = Image.fromarray(index)
     image.putpalette(palette.tobytes(), "RGBA")

@@ -268,7 +268,7 @@ def filtered(spectrum: Spectrum, y: Array, factors: Array) -> Array:
     """
     s = spectrum.s
     xp = array_namespace(s)
-    factors = as_real(factors, "factors", shape=s.shape)
+    y, factors = as_real(y, "y"), as_real(factors, "factors", shape=s.shape)
     check_alike(factors, "factors", s, "the spectrum")
     check_alike(y, "y", s, "the spectrum")
     used = s > 0

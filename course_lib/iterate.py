@@ -95,13 +95,14 @@ class StoppingRule:
 
 def _system(A: Any, b: Any) -> tuple[Any, Any]:
     """Return matrix (or operator) and data as the solvers see them: real, floating, no lists."""
-    if is_array_api_obj(A) and not is_sparse(A):
+    dense = (isinstance(A, np.ndarray) or is_array_api_obj(A)) and not is_sparse(A)
+    if dense:
         A = as_real(A, "A", ndim=2)
     shape = getattr(A, "out_shape", getattr(A, "shape", ())[:1])
     if not hasattr(A, "__matmul__") or not shape:
         raise ValueError(f"A must be an operator or a matrix: got {type(A).__name__}")
     b = as_real(b, "the data", shape=shape)
-    like = A if is_array_api_obj(A) else getattr(A, "like", None)
+    like = A if dense else getattr(A, "like", None)
     if like is not None:
         check_alike(b, "the data", like, "A")
     return A, b

@@ -348,6 +348,18 @@ def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(as_count(size, "each size of the shape", minimum=1) for size in sizes)
 
 
+def _fast_length(n: int) -> int:
+    """Return the smallest length from n on with no prime factor above 5: fast to transform."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
+
+
 def convolution(
     psf: Array, shape: int | tuple[int, ...], *, boundary: str = "periodic"
 ) -> LinearOperator:

@@ -24,6 +24,7 @@ __all__ = [
     "COLORS",
     "INK",
     "figure",
+    "pixels",
     "plot_coefficients",
     "plot_error",
     "plot_factors",
@@ -39,7 +40,7 @@ __all__ = [
     "show_source",
 ]
 
-# Gray of text and axes: contrast 4.5 to white, 3.9 to the dark page.
+# Gray of text and axes: contrast 4.5 to white, 4.1 to the theme's dark page (#121212).
 INK = "#70777f"
 # Blue, orange, green, purple: told apart by readers with any of the colour vision deficiencies.
 COLORS = ("#2f6fe0", "#cf5a10", "#12a074", "#b93aa6")
@@ -121,6 +122,24 @@ def figure(
     panel = width / columns
     height = rows * min(0.8 * panel, 0.46 * _WIDTH) if height is None else height
     return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def pixels(axes: Any) -> np.ndarray:
+    """Draw the figure that the axes belong to, close it, and return it: rows, columns, RGBA bytes.
+
+    Examples
+    --------
+    >>> picture = pixels(figure(width=1, height=0.5)[1])
+    >>> picture.shape, picture.dtype
+    ((72, 144, 4), dtype('uint8'))
+    """
+    import matplotlib.pyplot as plt
+
+    fig = np.ravel(axes)[0].figure
+    fig.canvas.draw()
+    picture = np.array(fig.canvas.buffer_rgba())
+    plt.close(fig)
+    return picture
 
 
 def _axes(ax: Any) -> Any:
@@ -353,7 +372,7 @@ def plot_picard(
     ax.semilogy(i, c, "o", color=orange, label=r"$|\langle u_i,y\rangle|$")
     ax.semilogy(i, ratio, "^", color=green, label=r"$|\langle u_i,y\rangle|/\sigma_i$")
     if noise_std is not None and noise_std > 0:
-        ax.axhline(noise_std, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        ax.plot([0, s.size], [noise_std] * 2, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         # The first coefficients are large: there is room at the left end.
         ax.annotate(
             "noise level",

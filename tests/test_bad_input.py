@@ -410,10 +410,13 @@ def test_tensors_that_require_grad(name, torch):
 @pytest.mark.parametrize("name", WITH_ARRAYS)
 def test_inputs_stay_as_they_are(name):
     entry = TABLE[name]
-    arguments = converted(entry, np.copy)
+    arguments = {
+        argument: value.copy() if isinstance(value, np.ndarray) else value
+        for argument, value in entry.good.items()
+    }
     for value in arguments.values():
         if isinstance(value, np.ndarray):
-            value.flags.writeable = False
+            value.flags.writeable = False  # writing raises
     entry.call(**arguments)
 
 

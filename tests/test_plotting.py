@@ -12,7 +12,8 @@ import pytest
 
 from course_lib import plotting
 
-PAGES = {"light": "#ffffff", "dark": "#14181e"}
+# The last one is a shade lighter than the theme's dark page, for readers who set their own.
+PAGES = {"light": "#ffffff", "dark": "#121212", "less dark": "#14181e"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +45,10 @@ def test_every_colour_is_seen_on_both_pages(color, page):
 
 
 def test_text_can_be_read_on_both_pages():
-    """4.5 on white and 4 on the dark page cannot both be had: 4.5 times 4 is above their ratio."""
+    """4.5 on both is impossible: the pages themselves have a contrast below 4.5 squared."""
     assert contrast(plotting.INK, PAGES["light"]) >= 4.5
-    assert contrast(plotting.INK, PAGES["dark"]) >= 3.9
-    assert contrast(PAGES["light"], PAGES["dark"]) < 4.5 * 4
+    assert contrast(plotting.INK, PAGES["dark"]) >= 4.1
+    assert contrast(PAGES["light"], PAGES["dark"]) < 4.5**2
 
 
 # What is left of linear RGB without one kind of cone (Machado, Oliveira and Fernandes, 2009).
