@@ -352,7 +352,7 @@ def tikhonov(
         return _direct(_augmented_qr(A, y, lam, D), "QR of the augmented matrix")
     if method == "cgls":
         return _augmented_cgls(A, y, lam, D, rtol, max_iter)
-    raise ValueError("method 'spectral' needs periodic convolutions, or a matrix and no D: got none")
+    raise ValueError("method 'spectral' needs periodic convolutions, or a matrix and no D")
 
 
 def _augmented_qr(A: LinearOperator, y: Array, lam: float, D: LinearOperator) -> Array:

@@ -195,11 +195,11 @@ def _verdict(rules: tuple[StoppingRule, ...], state: Any) -> tuple[bool, str] | 
             if value <= rule.bound:
                 return True, f"{rule.name} {value:.3e} is at most {rule.bound:.3e}"
             if measured <= 0.1 * rule.bound:
-                stagnated = False, (
+                stagnated = (
                     f"stagnated: the updated {rule.name} is {measured:.3e}, but recomputed it "
                     f"is {value:.3e}, above {rule.bound:.3e}: rounding limits the accuracy"
                 )
-    return stagnated
+    return (False, stagnated) if stagnated else None
 
 
 # An overflow is told in `reason`, so NumPy need not warn of it as well.

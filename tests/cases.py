@@ -73,20 +73,24 @@ def _convolved(psf: np.ndarray, shape: tuple[int, ...], boundary: str) -> np.nda
 
 def _differences() -> list[OperatorCase]:
     cases = []
-    for order, boundaries in ((1, ("free", "zero", "periodic")),
-                              (2, ("free", "zero", "reflect", "periodic"))):
+    for order, boundaries in (
+        (1, ("free", "zero", "periodic")),
+        (2, ("free", "zero", "reflect", "periodic")),
+    ):
         reference = _first if order == 1 else _second
         for boundary in boundaries:
             smallest = order + 1 if boundary == "free" else 2
             for n in sorted({smallest, 5, 6}):
-                cases.append(OperatorCase(
-                    f"difference-{order}-{boundary}-{n}",
-                    lambda like, n=n, o=order, b=boundary: operators.difference(
-                        n, order=o, boundary=b
-                    ),
-                    lambda n=n, b=boundary, f=reference: f(n, b),
-                    _null(n, order, boundary),
-                ))
+                cases.append(
+                    OperatorCase(
+                        f"difference-{order}-{boundary}-{n}",
+                        lambda like, n=n, o=order, b=boundary: operators.difference(
+                            n, order=o, boundary=b
+                        ),
+                        lambda n=n, b=boundary, f=reference: f(n, b),
+                        _null(n, order, boundary),
+                    )
+                )
     return cases
 
 
@@ -125,8 +129,13 @@ def _convolutions() -> list[OperatorCase]:
         )
         for boundary in ("periodic", "zero")
         for size, shape in (
-            ((3,), (7,)), ((4,), (8,)), ((5,), (5,)), ((1,), (1,)),
-            ((3, 3), (4, 3)), ((2, 3), (3, 4)), ((1, 4), (3, 4)),
+            ((3,), (7,)),
+            ((4,), (8,)),
+            ((5,), (5,)),
+            ((1,), (1,)),
+            ((3, 3), (4, 3)),
+            ((2, 3), (3, 4)),
+            ((1, 4), (3, 4)),
         )
     ]
 
@@ -158,44 +167,71 @@ def _combinations() -> list[OperatorCase]:
         OperatorCase("matrix-zero", mat(0 * M), lambda: 0 * M),
         OperatorCase("matrix-rank-1", mat(M[:, :1] * M[:1]), lambda: M[:, :1] * M[:1]),
         OperatorCase("identity", lambda like: operators.identity((2, 3)), lambda: np.eye(6)),
-        OperatorCase("integration-7", lambda like: operators.integration(7),
-                     lambda: integration(7)),
-        OperatorCase("integration-1", lambda like: operators.integration(1),
-                     lambda: integration(1)),
+        OperatorCase(
+            "integration-7", lambda like: operators.integration(7), lambda: integration(7)
+        ),
+        OperatorCase(
+            "integration-1", lambda like: operators.integration(1), lambda: integration(1)
+        ),
         OperatorCase("subsampling", keep, lambda: np.eye(6)[mask.ravel()]),
         OperatorCase("composition", lambda like: mat(M)(like) @ mat(N)(like), lambda: M @ N),
-        OperatorCase("composition-mixed",
-                     lambda like: mat(M)(like) @ operators.integration(6) @ blur(like),
-                     lambda: M @ integration(6) @ blur_matrix),
+        OperatorCase(
+            "composition-mixed",
+            lambda like: mat(M)(like) @ operators.integration(6) @ blur(like),
+            lambda: M @ integration(6) @ blur_matrix,
+        ),
         OperatorCase("adjoint", lambda like: mat(M)(like).H, lambda: M.T),
-        OperatorCase("adjoint-of-composition",
-                     lambda like: (mat(M)(like) @ operators.difference(6, boundary="periodic")).H,
-                     lambda: (M @ _first(6, "periodic")).T),
+        OperatorCase(
+            "adjoint-of-composition",
+            lambda like: (mat(M)(like) @ operators.difference(6, boundary="periodic")).H,
+            lambda: (M @ _first(6, "periodic")).T,
+        ),
         OperatorCase("gram", lambda like: mat(M)(like).H @ mat(M)(like), lambda: M.T @ M),
-        OperatorCase("sum", lambda like: mat(N)(like) + operators.integration(6),
-                     lambda: N + integration(6)),
-        OperatorCase("sum-periodic",
-                     lambda like: blur(like) + operators.difference(6, boundary="periodic"),
-                     lambda: blur_matrix + _first(6, "periodic")),
+        OperatorCase(
+            "sum", lambda like: mat(N)(like) + operators.integration(6), lambda: N + integration(6)
+        ),
+        OperatorCase(
+            "sum-periodic",
+            lambda like: blur(like) + operators.difference(6, boundary="periodic"),
+            lambda: blur_matrix + _first(6, "periodic"),
+        ),
         OperatorCase("minus", lambda like: mat(N)(like) - mat(2 * N.T)(like), lambda: N - 2 * N.T),
         OperatorCase("scaling", lambda like: -2.5 * mat(M)(like), lambda: -2.5 * M),
-        OperatorCase("scaling-norm-known", lambda like: operators.difference(6) * -3.0,
-                     lambda: -3 * _first(6, "free")),
-        OperatorCase("scaling-by-zero", lambda like: 0.0 * operators.difference(6),
-                     lambda: 0 * _first(6, "free")),
-        OperatorCase("stack",
-                     lambda like: operators.stack(mat(M)(like), operators.difference(6), blur(like)),
-                     lambda: np.vstack([M, _first(6, "free"), blur_matrix])),
-        OperatorCase("stack-pictures",
-                     lambda like: operators.stack(operators.identity((2, 3)), keep(like),
-                                                  operators.gradient((2, 3))),
-                     lambda: np.vstack([np.eye(6), np.eye(6)[mask.ravel()],
-                                        next(c for c in _gradients()
-                                             if c.name == "gradient-free-2x3").matrix()])),
-        OperatorCase("laplacian",
-                     lambda like: operators.gradient((2, 3)).H @ operators.gradient((2, 3)),
-                     lambda: (lambda G: G.T @ G)(next(
-                         c for c in _gradients() if c.name == "gradient-free-2x3").matrix())),
+        OperatorCase(
+            "scaling-norm-known",
+            lambda like: operators.difference(6) * -3.0,
+            lambda: -3 * _first(6, "free"),
+        ),
+        OperatorCase(
+            "scaling-by-zero",
+            lambda like: 0.0 * operators.difference(6),
+            lambda: 0 * _first(6, "free"),
+        ),
+        OperatorCase(
+            "stack",
+            lambda like: operators.stack(mat(M)(like), operators.difference(6), blur(like)),
+            lambda: np.vstack([M, _first(6, "free"), blur_matrix]),
+        ),
+        OperatorCase(
+            "stack-pictures",
+            lambda like: operators.stack(
+                operators.identity((2, 3)), keep(like), operators.gradient((2, 3))
+            ),
+            lambda: np.vstack(
+                [
+                    np.eye(6),
+                    np.eye(6)[mask.ravel()],
+                    next(c for c in _gradients() if c.name == "gradient-free-2x3").matrix(),
+                ]
+            ),
+        ),
+        OperatorCase(
+            "laplacian",
+            lambda like: operators.gradient((2, 3)).H @ operators.gradient((2, 3)),
+            lambda: (lambda G: G.T @ G)(
+                next(c for c in _gradients() if c.name == "gradient-free-2x3").matrix()
+            ),
+        ),
     ]
 
 
@@ -205,9 +241,7 @@ def _sparse() -> list[OperatorCase]:
     def scipy_case(kind: str) -> OperatorCase:
         return OperatorCase(
             f"sparse-scipy-{kind}",
-            lambda like: operators.matrix(
-                getattr(scipy.sparse, kind)(M.astype(str(like.dtype)))
-            ),
+            lambda like: operators.matrix(getattr(scipy.sparse, kind)(M.astype(str(like.dtype)))),
             lambda: M,
             libraries=("numpy",),
         )
@@ -216,10 +250,13 @@ def _sparse() -> list[OperatorCase]:
         def build(like):
             tensor = asarray_like(M, like)
             # Through COO, because torch warns when a CSR tensor is made by hand.
-            return operators.matrix(tensor.to_sparse_coo() if layout == "coo" else _quiet_csr(tensor))
+            return operators.matrix(
+                tensor.to_sparse_coo() if layout == "coo" else _quiet_csr(tensor)
+            )
 
-        return OperatorCase(f"sparse-torch-{layout}", build, lambda: M,
-                            libraries=("torch", "torch-cuda"))
+        return OperatorCase(
+            f"sparse-torch-{layout}", build, lambda: M, libraries=("torch", "torch-cuda")
+        )
 
     kinds = ("csr_array", "csc_array", "coo_array", "csr_matrix", "dia_array")
     return [*map(scipy_case, kinds), torch_case("coo"), torch_case("csr")]
@@ -273,13 +310,18 @@ SOLVERS = [
     SolverCase(
         "landweber",
         lambda A, y, x0=None, step=None: linear.landweber(A, y, x0, step=step or _step(A)),
-        gradient_rule, ("spd", "square", "least squares"), 600,
+        gradient_rule,
+        ("spd", "square", "least squares"),
+        600,
     ),
     SolverCase(
         "nu_method",
         lambda A, y, x0=None, step=None: linear.nu_method(A, y, x0, nu=2.0, step=step or _step(A)),
         # Its residual polynomials fall like k^(-2ν), for a well-conditioned A too.
-        gradient_rule, ("spd", "square", "least squares"), 1000, rtol=1e-8,
+        gradient_rule,
+        ("spd", "square", "least squares"),
+        1000,
+        rtol=1e-8,
     ),
     SolverCase("gmres", linear.gmres, residual_rule, ("spd", "square"), 60, differentiable=False),
 ]
@@ -302,10 +344,22 @@ class FilterCase:
 
 
 FILTERS = [
-    FilterCase("tikhonov", filters.tikhonov_factors, lambda s, lam: 1 / (1 + lam / s**2),
-               (1e30, 1e2, 1.0, 1e-3, 1e-8, 1e-30)),
-    FilterCase("tsvd", filters.tsvd_factors,
-               lambda s, rank: (np.argsort(np.argsort(-s)) < rank).astype(float), (1, 2, 4, 5)),
-    FilterCase("landweber", lambda s, k: filters.landweber_factors(s, 0.9, k),
-               lambda s, k: 1 - (1 - 0.9 * s**2) ** k, (0, 1, 2, 10, 1000)),
+    FilterCase(
+        "tikhonov",
+        filters.tikhonov_factors,
+        lambda s, lam: 1 / (1 + lam / s**2),
+        (1e30, 1e2, 1.0, 1e-3, 1e-8, 1e-30),
+    ),
+    FilterCase(
+        "tsvd",
+        filters.tsvd_factors,
+        lambda s, rank: (np.argsort(np.argsort(-s)) < rank).astype(float),
+        (1, 2, 4, 5),
+    ),
+    FilterCase(
+        "landweber",
+        lambda s, k: filters.landweber_factors(s, 0.9, k),
+        lambda s, k: 1 - (1 - 0.9 * s**2) ** k,
+        (0, 1, 2, 10, 1000),
+    ),
 ]

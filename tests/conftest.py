@@ -5,7 +5,14 @@
 """
 
 import importlib.util
+import os
+import shutil
 import zlib
+
+# Arrays of a few entries: more than one thread only makes threads wait for each other. Read when
+# NumPy and torch are loaded, so set before.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -18,7 +25,10 @@ def _available(backend: str) -> bool:
     module = backend.removesuffix("-cuda")
     if importlib.util.find_spec(module) is None:
         return False
-    return not backend.endswith("-cuda") or importlib.import_module(module).cuda.is_available()
+    if not backend.endswith("-cuda"):
+        return True
+    # torch is not loaded to learn that there is no device.
+    return bool(shutil.which("nvidia-smi")) and importlib.import_module(module).cuda.is_available()
 
 
 # Those that are absent give no test each: one test of test_arrays.py names them as skipped.

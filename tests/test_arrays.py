@@ -178,8 +178,21 @@ def test_scalars_of_torch(torch):
 
 
 @pytest.mark.parametrize(
-    "value", [None, "2", b"2", True, np.True_, 2j, np.complex128(2), [2.0], np.ones(1),
-              np.array("2"), object(), 10**400]
+    "value",
+    [
+        None,
+        "2",
+        b"2",
+        True,
+        np.True_,
+        2j,
+        np.complex128(2),
+        [2.0],
+        np.ones(1),
+        np.array("2"),
+        object(),
+        10**400,
+    ],
 )
 def test_no_scalars(value):
     with pytest.raises(ValueError, match="lam must be one real number"):

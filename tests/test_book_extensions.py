@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,25 +147,16 @@ def test_slide_needs_minutes(tmp_path, options, status_wanted):
 
 
 @pytest.mark.parametrize("address", ["", "https://github.com/OWNER/NAME"])
-def test_colab_only_with_an_address(tmp_path, address):
-    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+def test_colab_only_with_an_address(tmp_path, monkeypatch, address):
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
     import book_colab
 
-    class Config:
-        html_theme_options: dict = {"repository_url": address}
-
-    class App:
-        config = Config
-        outdir = tmp_path
-
-        class builder:  # noqa: N801
-            format = "html"
-
-    Config.html_theme_options = {"repository_url": address}
+    config = SimpleNamespace(html_theme_options={"repository_url": address})
+    app = SimpleNamespace(config=config, outdir=tmp_path, builder=SimpleNamespace(format="html"))
     notebook = tmp_path / "_sources" / "a.ipynb"
     notebook.parent.mkdir()
     notebook.write_text('{"cells": [{"id": "first"}]}', encoding="utf-8")
-    book_colab._add_buttons(App, Config)
-    assert ("launch_buttons" in Config.html_theme_options) == bool(address)
-    book_colab._write_install_cells(App, None)
+    book_colab._add_buttons(app, config)
+    assert ("launch_buttons" in config.html_theme_options) == bool(address)
+    book_colab._write_install_cells(app, None)
     assert ("install-course-lib" in notebook.read_text(encoding="utf-8")) == bool(address)

@@ -180,8 +180,11 @@ def test_seeds_come_from_the_secret():
 
 
 def test_a_secret_is_made_and_kept(tmp_path, capsys):
-    saved(small_source(), tmp_path / "hw" / "hw.ipynb")
-    assert course("release", tmp_path / "hw", "--out", tmp_path / "out") == 0
+    saved(small_source(), tmp_path / "exercises" / "hw" / "hw.ipynb")
+    saved(small_source(), tmp_path / "exercises" / ".ipynb_checkpoints" / "old.ipynb")
+    assert course("release", tmp_path / "exercises", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "release" / "hw" / "hw.ipynb").is_file()
+    assert len(list((tmp_path / "out" / "release").iterdir())) == 1
     assert "A new secret was made" in capsys.readouterr().out
     kept = (tmp_path / "out" / "instructor" / "secret").read_bytes()
     assert len(kept.strip()) == 64

@@ -91,7 +91,7 @@ def test_zero_data_take_no_step(solver, like64):
 @pytest.mark.parametrize("budget", [0, 1, 2, 3, 7])
 @pytest.mark.parametrize("check_every", [1, 2, 5, 100])
 def test_converged_is_the_recomputed_promise(solver, budget, check_every, rng):
-    """`converged` and the bound agree at the returned x, whatever the budget: never one step off."""
+    """`converged` and the bound agree at the returned x, for any budget: never one step off."""
     Q = np.linalg.qr(rng.standard_normal((6, 6)))[0]
     A = (Q * np.linspace(1, 2, 6)) @ Q.T
     b = rng.standard_normal(6)
@@ -157,9 +157,7 @@ def test_relative_and_absolute_tolerances(scale, rng):
         now, before = residuals(residual_rule(A, b, atol=tolerance * scale))
         assert now <= tolerance * scale < before
         # The larger of the two counts.
-        now, before = residuals(
-            residual_rule(A, b, rtol=tolerance, atol=10 * tolerance * size)
-        )
+        now, before = residuals(residual_rule(A, b, rtol=tolerance, atol=10 * tolerance * size))
         assert now <= 10 * tolerance * size < before
 
 
@@ -199,8 +197,13 @@ def test_rules_take_every_kind_of_matrix(torch):
     y = np.array([1, 2, 3])
     t = torch.from_numpy
     for A, data in (
-        (M, y), (M.astype(float), y), (matrix(M), y), (scipy.sparse.csr_array(M * 1.0), y),
-        (scipy.sparse.csr_matrix(M * 1.0), y), (t(M), t(y)), (t(M * 1.0).to_sparse(), t(y * 1.0)),
+        (M, y),
+        (M.astype(float), y),
+        (matrix(M), y),
+        (scipy.sparse.csr_array(M * 1.0), y),
+        (scipy.sparse.csr_matrix(M * 1.0), y),
+        (t(M), t(y)),
+        (t(M * 1.0).to_sparse(), t(y * 1.0)),
         (matrix(t(M)), t(y)),
     ):
         stop = gradient_rule(A, data, rtol=1e-6) | residual_rule(A, data, rtol=1e-6)
@@ -234,9 +237,7 @@ def test_drift_of_the_updated_residual_is_told(rng):
 
 def test_an_optimistic_measure_does_not_stop_the_run():
     """Measured just under the bound, recomputed just above it: go on, and stop when it is true."""
-    rule = StoppingRule(
-        lambda s: 0.9 * abs(s.x[0]), lambda x: abs(x[0]), bound=0.4, name="size"
-    )
+    rule = StoppingRule(lambda s: 0.9 * abs(s.x[0]), lambda x: abs(x[0]), bound=0.4, name="size")
     result = run(halving(0.88), stop=rule, max_iter=10)
     # 0.9 * 0.44 = 0.396 is below the bound, 0.44 is not.
     assert (result.converged, result.iterations, float(result.x[0])) == (True, 2, 0.22)
@@ -285,8 +286,9 @@ def test_the_ending_of_a_solver_is_the_reason():
 def test_breakdown_reasons_of_the_solvers():
     indefinite = run(cg(np.diag([1.0, -1.0]), np.array([1.0, 1.0])), max_iter=9)
     assert indefinite.reason.startswith("breakdown: <p, Ap> =")
-    negative = run(cg(-np.eye(2), np.ones(2)), stop=residual_rule(-np.eye(2), np.ones(2)),
-                   max_iter=9)
+    negative = run(
+        cg(-np.eye(2), np.ones(2)), stop=residual_rule(-np.eye(2), np.ones(2)), max_iter=9
+    )
     assert not negative.converged
     assert "breakdown" in negative.reason
     solved = run(cg(np.eye(2), np.ones(2)), max_iter=9)
@@ -365,7 +367,10 @@ def test_record_callback_and_check_every(check_every, expected):
     """Recorded, measured and called back at the same states, the last one among them."""
     seen = []
     result = run(
-        halving(), max_iter=7, check_every=check_every, record={"size": lambda s: s.x[0]},
+        halving(),
+        max_iter=7,
+        check_every=check_every,
+        record={"size": lambda s: s.x[0]},
         callback=lambda k, state: seen.append((k, float(state.x[0]))),
     )
     assert result.history["iteration"] == expected
@@ -376,8 +381,12 @@ def test_record_callback_and_check_every(check_every, expected):
 
 @pytest.mark.parametrize("check_every", [1, 4, 50])
 def test_an_ending_is_recorded_once(check_every):
-    result = run(halving(end="done", steps=6), max_iter=20, check_every=check_every,
-                 record={"size": lambda s: s.x[0]})
+    result = run(
+        halving(end="done", steps=6),
+        max_iter=20,
+        check_every=check_every,
+        record={"size": lambda s: s.x[0]},
+    )
     assert result.history["iteration"][-1] == result.iterations == 6
     assert len(set(result.history["iteration"])) == len(result.history["iteration"])
     assert len(result.history["size"]) == len(result.history["iteration"])
@@ -411,8 +420,9 @@ def test_autograd_goes_through_run_but_not_through_the_measurements(torch):
     A = torch.eye(2, dtype=torch.float64) * 2
     y = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     stop = gradient_rule(A, y, rtol=1e-10)
-    result = run(landweber(A, y, step=0.2), stop=stop, max_iter=500,
-                 record={"residual": lambda s: norm(s.r)})
+    result = run(
+        landweber(A, y, step=0.2), stop=stop, max_iter=500, record={"residual": lambda s: norm(s.r)}
+    )
     assert result.converged
     assert isinstance(stop.bound, float)
     assert all(isinstance(value, float) for value in result.history["residual"])
@@ -428,7 +438,9 @@ REFUSED = {
     "solver not called": (lambda: run(cgls, max_iter=2), "iterator"),
     "number for a rule": (lambda: run(halving(), stop=1e-6, max_iter=2), "stopping rule"),
     "name taken": (
-        lambda: run(halving(), max_iter=2, record={"iteration": len}), "must not use the name"),
+        lambda: run(halving(), max_iter=2, record={"iteration": len}),
+        "must not use the name",
+    ),
     "rtol": (lambda: residual_rule(np.eye(2), np.ones(2), rtol=-1.0), "rtol is too small"),
     "atol NaN": (lambda: gradient_rule(np.eye(2), np.ones(2), atol=np.nan), "atol must be finite"),
     "delta": (lambda: discrepancy_rule(np.eye(2), np.ones(2), 0.0), "delta must be positive"),

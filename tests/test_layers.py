@@ -42,8 +42,8 @@ LATE = {"scipy", "skimage", "PIL", "tqdm"}
 AT_THE_TOP = {"numpy", "array_api_compat"}
 
 PUBLIC = {
-    "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner is_sparse "
-    "namespace norm to_float zeros",
+    "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
+    "is_sparse namespace norm to_float zeros",
     "checks": "Check adjoint slope taylor",
     "filters": "Spectrum StandardForm cgls_factors decompose filtered landweber_factors "
     "ritz_values standard_form tikhonov tikhonov_factors tsvd tsvd_factors",
@@ -183,7 +183,10 @@ def probes() -> list:
     return [
         json.loads(
             subprocess.run(
-                [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True,
+                [sys.executable, "-c", PROBE],
+                env=environment,
+                capture_output=True,
+                text=True,
                 check=True,
             ).stdout
         )
@@ -202,8 +205,10 @@ def test_import_brings_in_nothing_heavy(probes, report_line):
     assert [name for name in bare if name.startswith("course_lib")] == ["course_lib"]
     # A figure to read, not a bound: no test depends on a clock. The aim is below 0.3 s.
     alone, core = (sorted(probe[i] for probe in probes)[1] for i in (0, 2))
-    report_line(f"import course_lib: {alone:.3f} s; all of its mathematics, NumPy with it: "
-                f"{core:.3f} s (aim: below 0.3 s)")
+    report_line(
+        f"import course_lib: {alone:.3f} s; all of its mathematics, NumPy with it: "
+        f"{core:.3f} s (aim: below 0.3 s)"
+    )
 
 
 def test_modules_are_lazy():

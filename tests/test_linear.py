@@ -30,8 +30,14 @@ def system(kind: str, seed: int = 0, condition: float = 3.0):
     """A matrix with singular values from 1 to 1/condition, data, and the solution wanted."""
     rng = np.random.default_rng(seed)
     m, n, rank = {
-        "spd": (8, 8, 8), "square": (8, 8, 8), "tall": (11, 6, 6), "wide": (6, 11, 6),
-        "column": (7, 1, 1), "row": (1, 7, 1), "1x1": (1, 1, 1), "deficient": (9, 8, 5),
+        "spd": (8, 8, 8),
+        "square": (8, 8, 8),
+        "tall": (11, 6, 6),
+        "wide": (6, 11, 6),
+        "column": (7, 1, 1),
+        "row": (1, 7, 1),
+        "1x1": (1, 1, 1),
+        "deficient": (9, 8, 5),
     }[kind]
     U = np.linalg.qr(rng.standard_normal((m, m)))[0][:, :rank]
     V = U if kind == "spd" else np.linalg.qr(rng.standard_normal((n, n)))[0][:, :rank]
@@ -95,7 +101,10 @@ def test_operator_and_matrix_give_the_same(solver):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    m=st.integers(1, 9), n=st.integers(1, 9), rank=st.integers(0, 9), seed=st.integers(0, 10**6),
+    m=st.integers(1, 9),
+    n=st.integers(1, 9),
+    rank=st.integers(0, 9),
+    seed=st.integers(0, 10**6),
     scale=st.sampled_from([1e-60, 1e-8, 1.0, 1e8, 1e60]),
 )
 def test_cgls_on_random_systems(m, n, rank, seed, scale):
@@ -456,7 +465,9 @@ def test_difference_takes_the_kind_of_the_data(solver, like):
     """An operator that holds no numbers is bound by the data alone."""
     D = difference(6, order=2, boundary="zero") * -1.0
     y = asarray_like(np.ones(6), like)
-    step = {"step": 1 / D.norm() ** 2} if "step" in inspect.signature(solver.start).parameters else {}
+    step = (
+        {"step": 1 / D.norm() ** 2} if "step" in inspect.signature(solver.start).parameters else {}
+    )
     result = run(solver.start(D, y, **step), max_iter=3)
     assert_alike(result.x, like)
 

@@ -1,4 +1,4 @@
-"""Every operator of the table: its matrix, adjoint, norm, kind of result; and what composes them."""
+"""Every operator of the table: its matrix, adjoint, norm, kind of result; and combinations."""
 
 import numpy as np
 import pytest
@@ -104,8 +104,9 @@ def test_norm(member):
         assert A.exact_norm == pytest.approx(exact, rel=ROUNDINGS * eps(like), abs=1e-300)
 
 
-@pytest.mark.parametrize("case", [c for c in OPERATORS if c.null is not None],
-                         ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [c for c in OPERATORS if c.null is not None], ids=lambda case: case.name
+)
 def test_null_space(case, xp):
     """The null spaces of the docstrings' tables, no smaller and no larger."""
     like = make_like(xp, "float64")
@@ -322,8 +323,14 @@ def test_combinations_keep_dense_matrices(rng):
     M, N = rng.standard_normal((3, 3)), rng.standard_normal((3, 3))
     A, B = ops.matrix(M), ops.matrix(N)
     for combined, expected in (
-        (A @ B, M @ N), (A + B, M + N), (A - B, M - N), (2 * A, 2 * M), (-A, -M), (A.H, M.T),
-        (A * np.float64(2), 2 * M), (np.float64(2) * A, 2 * M),
+        (A @ B, M @ N),
+        (A + B, M + N),
+        (A - B, M - N),
+        (2 * A, 2 * M),
+        (-A, -M),
+        (A.H, M.T),
+        (A * np.float64(2), 2 * M),
+        (np.float64(2) * A, 2 * M),
     ):
         np.testing.assert_allclose(combined.matrix, expected, atol=1e-14)
 
@@ -397,8 +404,7 @@ REFUSED = {
     "list from the left": (lambda: [1.0, 2.0] @ ops.identity(2), "stands on the left"),
     "complex argument": (lambda: ops.identity(2) @ np.array([1j, 0]), "must be real"),
     "half precision": (lambda: ops.identity(2) @ np.ones(2, np.float16), "float32 or float64"),
-    "np.matrix": (
-        lambda: ops.identity((2, 2)) @ np.eye(2).view(np.matrix), "got matrix"),
+    "np.matrix": (lambda: ops.identity((2, 2)) @ np.eye(2).view(np.matrix), "got matrix"),
     "masked": (lambda: ops.identity(2) @ np.ma.ones(2), "got MaskedArray"),
     "mixed dtypes": (lambda: ops.matrix(np.eye(2)) @ np.ones(2, np.float32), "one dtype"),
     "composition": (lambda: ops.identity(2) @ ops.identity(3), "output shape of B"),
@@ -408,11 +414,17 @@ REFUSED = {
     "factor NaN": (lambda: float("nan") * ops.identity(2), "finite"),
     "factor complex": (lambda: 1j * ops.identity(2), "one real number"),
     "composition of dtypes": (
-        lambda: ops.matrix(np.eye(2)) @ ops.matrix(np.eye(2, dtype=np.float32)), "one dtype"),
+        lambda: ops.matrix(np.eye(2)) @ ops.matrix(np.eye(2, dtype=np.float32)),
+        "one dtype",
+    ),
     "sum of dtypes": (
-        lambda: ops.matrix(np.eye(2)) + ops.matrix(np.eye(2, dtype=np.float32)), "one dtype"),
+        lambda: ops.matrix(np.eye(2)) + ops.matrix(np.eye(2, dtype=np.float32)),
+        "one dtype",
+    ),
     "matrix of another dtype": (
-        lambda: ops.matrix(np.eye(2)).to_dense(like=np.ones(1, np.float32)), "one dtype"),
+        lambda: ops.matrix(np.eye(2)).to_dense(like=np.ones(1, np.float32)),
+        "one dtype",
+    ),
 }
 
 

@@ -232,7 +232,7 @@ def invoke(namespace: Mapping[str, Any], name: str, packed_arguments: list) -> d
 
     A name that holds a plain value instead of a function answers with that value when there are no
     arguments. The reply's ``status`` is ``value`` (with ``value``), ``missing``, ``raised`` (with
-    ``type``, ``message``, ``line``) or ``not_plain`` (with ``message``); ``changed`` lists the
+    ``type``, ``message``, ``line``, and ``refusal`` for a ValueError) or ``not_plain`` (with ``message``); ``changed`` lists the
     arguments that the call overwrote, ``printed`` holds what it printed.
     """
     if name not in namespace:
@@ -255,6 +255,7 @@ def invoke(namespace: Mapping[str, Any], name: str, packed_arguments: list) -> d
         reply = {
             "status": "raised",
             "type": type(error).__name__,
+            "refusal": isinstance(error, ValueError),
             "message": str(error)[:_PRINTED_LIMIT],
             "line": _line_of(error, namespace),
         }
@@ -393,7 +394,8 @@ def _raised(name: str, reply: dict) -> str:
     elif _SHAPE_WORDS.search(message):
         words += (
             " The shapes do not fit. With A of shape (m, n), x has n entries and y has m: A maps x"
-            " to data, and the adjoint Aᵀ (A.T) maps data back. Is A used where Aᵀ is meant?"
+            " to data, and the adjoint Aᵀ (A.T) maps data back. Is A used where Aᵀ is meant, or is"
+            " another transpose missing?"
         )
     return words
 
@@ -404,12 +406,15 @@ def expect_error(name: str, *arguments: Any, because: str) -> None:
     ``because`` completes "it must raise ValueError, because ...".
     """
     reply = _transport(name, [pack(argument) for argument in arguments])
-    if reply["status"] == "raised" and reply["type"] == "ValueError":
+    if reply.get("refusal"):
         say(f"`{name}` refuses what it cannot do")
         return
+    must = f"it must raise ValueError, because {because}."
+    if reply["status"] == "raised" and reply["type"] != "NotImplementedError":
+        raise WrongAnswer(f"{_raised(name, reply)} For this input {must}")
     if reply["status"] in ("missing", "raised"):
         call(name, *arguments)
-    raise WrongAnswer(f"`{name}` accepts this input; it must raise ValueError, because {because}.")
+    raise WrongAnswer(f"`{name}` accepts this input; {must}")
 
 
 # Running a check ----------------------------------------------------------------------------------

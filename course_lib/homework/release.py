@@ -51,13 +51,19 @@ class Bundle:
 
 
 def find_sources(paths: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Assignments and their source notebooks; a folder stands for the notebooks in it.
+    """Assignments and their source notebooks; a folder stands for all notebooks below it.
 
     The assignment has the name of the folder that holds the notebook.
     """
     found: dict[str, list[Path]] = {}
     for entry in map(Path, paths):
-        notebooks = sorted(entry.glob("*.ipynb")) if entry.is_dir() else [entry]
+        notebooks = [entry]
+        if entry.is_dir():
+            below = sorted(entry.rglob("*.ipynb"))
+            hidden = [
+                p for p in below if any(part[0] == "." for part in p.relative_to(entry).parts)
+            ]
+            notebooks = [path for path in below if path not in hidden]
         if not notebooks:
             raise HomeworkError(f"{entry} holds no notebook (.ipynb).")
         for path in notebooks:
@@ -545,8 +551,8 @@ def write(bundle: Bundle, out: Path, secret: bytes) -> None:
     _write_json(bundle.manifest, instructor / f"{bundle.assignment}.json")
     kept = os.open(instructor / "secret", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(kept, "wb") as stream:
-        os.fchmod(stream.fileno(), 0o600)
         stream.write(secret + b"\n")
+    (instructor / "secret").chmod(0o600)  # also when it was there before
 
 
 def _write_json(content: dict, path: Path) -> None:

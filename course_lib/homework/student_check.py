@@ -230,5 +230,5 @@ def _line(verdict: Verdict) -> str:
     if verdict.message:
         line += f": {verdict.message}"
     if verdict.status == "wrong" and question.see:
-        line = f"{line.rstrip('.')}. See {question.see}."
+        line = f"{line}{'' if line.endswith(('.', '?')) else '.'} See {question.see}."
     return line
