@@ -454,11 +454,11 @@ def standard_form(A: Any, D: Any) -> StandardForm:
 
     With the thin SVD :math:`D=WSZ^\top` and a basis :math:`Z_0` of :math:`\mathcal N(D)`, write
     :math:`x=ZS^{-1}\bar x+Z_0c`. The penalty is :math:`\|\bar x\|^2`; c is free, so it is
-    eliminated by the QR factorization :math:`AZ_0=H_0T`:
+    eliminated by the QR factorization :math:`AZ_0=Q_0T`:
 
     .. math::
-        \bar A=(I-H_0H_0^\top)AZS^{-1},\quad\bar y=(I-H_0H_0^\top)y,\quad
-        c=T^{-1}H_0^\top(y-AZS^{-1}\bar x).
+        \bar A=(I-Q_0Q_0^\top)AZS^{-1},\quad\bar y=(I-Q_0Q_0^\top)y,\quad
+        c=T^{-1}Q_0^\top(y-AZS^{-1}\bar x).
 
     Raises
     ------
@@ -499,17 +499,17 @@ def standard_form(A: Any, D: Any) -> StandardForm:
 
     if null.shape[1] == 0:
         return StandardForm(AZ, flat, lambda x_bar, y: xp.reshape(inverse @ x_bar, A.in_shape))
-    H0, T = xp.linalg.qr(M @ null)
+    Q0, T = xp.linalg.qr(M @ null)
     t = xp.linalg.svdvals(T)
     floor = max(M.shape) * float(xp.finfo(M.dtype).eps) * A.norm()
     if T.shape[0] < T.shape[1] or to_float(t[-1]) <= floor:
         raise ValueError(_no_minimizer("A vanishes on a null vector of D"))
 
     def project(v: Array) -> Array:
-        return v - H0 @ (H0.T @ v)
+        return v - Q0 @ (Q0.T @ v)
 
     def back(x_bar: Array, y: Array) -> Array:
-        c = xp.linalg.solve(T, H0.T @ (flat(y) - AZ @ x_bar))
+        c = xp.linalg.solve(T, Q0.T @ (flat(y) - AZ @ x_bar))
         return xp.reshape(inverse @ x_bar + null @ c, A.in_shape)
 
     return StandardForm(project(AZ), lambda y: project(flat(y)), back)

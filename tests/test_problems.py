@@ -351,7 +351,7 @@ def test_source_condition(n, nu, p, seed):
         (lambda: problems.picture("text", margin=-1), "margin is out of range"),
         (lambda: problems.deblurring(psf="box"), "psf must be one of"),
         (lambda: problems.deblurring(psf=np.ones(3)), "expected 2"),
-        (lambda: problems.deblurring(outside="void"), "model or scene"),
+        (lambda: problems.deblurring(outside="void"), "model, scene"),
         (lambda: problems.deblurring(size=16, width=5), "psf must be no larger"),
         (lambda: problems.source_problem(8, nu=-1), "nu is too small"),
         (lambda: problems.add_noise([1.0], 0.1), "y must be an array"),

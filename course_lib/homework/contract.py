@@ -232,8 +232,9 @@ def invoke(namespace: Mapping[str, Any], name: str, packed_arguments: list) -> d
 
     A name that holds a plain value instead of a function answers with that value when there are no
     arguments. The reply's ``status`` is ``value`` (with ``value``), ``missing``, ``raised`` (with
-    ``type``, ``message``, ``line``, and ``refusal`` for a ValueError) or ``not_plain`` (with ``message``); ``changed`` lists the
-    arguments that the call overwrote, ``printed`` holds what it printed.
+    ``type``, ``message``, ``line``, and ``refusal`` for a ValueError) or ``not_plain`` (with
+    ``message``); ``changed`` lists the arguments that the call overwrote, ``printed`` holds what it
+    printed.
     """
     if name not in namespace:
         return {"status": "missing"}
