@@ -7,7 +7,6 @@ VENV := .venv/bin
 SETUP = $(PYTHON) tools/environment.py
 TIMED = $(VENV)/python tools/timed.py
 BUILD := _build
-export MPLBACKEND := agg
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
@@ -26,7 +25,7 @@ book: ## build the book: _build/html/index.html
 
 lab: ## open the notebooks in JupyterLab
 	@$(SETUP) lab --torch $(TORCH)
-	@env -u MPLBACKEND $(VENV)/jupyter lab --notebook-dir=.
+	@$(VENV)/jupyter lab --notebook-dir=.
 
 slides: ## build the decks: _build/slides/index.html
 	@$(SETUP) book --torch $(TORCH)
@@ -38,10 +37,10 @@ pdf: ## print the book without LaTeX: _build/pdf/learning-to-regularize.pdf
 	@$(SETUP) book --torch $(TORCH)
 	@$(TIMED) "pdf" $(VENV)/python tools/pdf.py $(BUILD)/pdf/learning-to-regularize.pdf
 
-release: ## make the students' homework of all chapters: _build/release/
+release: ## make the students' homework of all chapters: _build/homework/release/
 	@$(SETUP) book --torch $(TORCH)
-	@$(TIMED) "release" $(VENV)/course release $(wildcard exercises/[0-9][0-9]_*) --out $(BUILD)/release
-	@echo "The homework is in $(BUILD)/release"
+	@$(TIMED) "release" $(VENV)/course release exercises --out $(BUILD)/homework
+	@echo "Hand out the folders in $(BUILD)/homework/release; the rest of $(BUILD)/homework stays with you"
 
 test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(SETUP) all --torch $(TORCH)

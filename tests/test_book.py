@@ -202,6 +202,12 @@ def test_search_finds_a_word(browser, address):
     assert complaints == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/")])
+def test_section_shows_pictures(html, page):
+    """Under another backend than the notebooks' own, matplotlib shows nothing and says nothing."""
+    assert any("_images/" in source for source in parsed(html / f"{page}.html").pictures)
+
+
 def test_theorems_lead_to_their_tests(html):
     pages = [html / f"{page}.html" for page in PAGES if page.startswith("notebooks/")]
     links = [t for page in pages for t in parsed(page).targets if "#claim-" in t]

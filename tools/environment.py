@@ -27,9 +27,9 @@ SETS = {
 }
 # Measured on Debian 12 with Python 3.11: download, disk, minutes on a fast line (2 cores).
 COSTS = {
-    "book": "about 150 MB to fetch, 0.7 GB on disk, 1 to 2 minutes",
-    "lab": "about 150 MB to fetch, 0.7 GB on disk, 1 to 2 minutes",
-    "all": "about 250 MB to fetch, 0.9 GB on disk, 2 to 3 minutes",
+    "book": "about 100 MB to fetch, 0.9 GB on disk, 2 to 3 minutes",
+    "lab": "about 50 MB to fetch, 0.5 GB on disk, 1 to 2 minutes",
+    "all": "about 160 MB to fetch, 1.1 GB on disk, 3 to 4 minutes",
 }
 TORCH_COSTS = {
     "yes": "PyTorch comes on top: on Linux the build with CUDA, several GB; TORCH=cpu takes the "
