@@ -82,7 +82,7 @@ def test_ready_explorers(name):
 def test_three_iterations_run_each_to_the_step_on_the_slider():
     problem = problems.blur_1d()
     described = [alt for alt, _ in frames(explorers.three_iterations())]
-    for k, alt in zip((1, 3, 6, 10, 16, 24), described, strict=False):
+    for k, alt in zip((1, 3, 6, 10, 24, 40, 100), described, strict=True):
         x = run(cgls(problem.A, problem.y), max_iter=k).x
         error = np.linalg.norm(x - problem.x_true) / np.linalg.norm(problem.x_true)
         assert f"after {k} step" in alt

@@ -285,6 +285,14 @@ def test_norm_of_a_slowly_decaying_spectrum():
         assert 1 - rtol <= A.norm(rtol=rtol) <= 1 + 1e-13
 
 
+@pytest.mark.slow
+def test_norm_gives_up_after_320_steps():
+    """A tolerance below rounding is not reached; the value is still a lower bound, and close."""
+    s = np.linspace(1, 0, 400)
+    A = ops.LinearOperator(lambda x: s * x, lambda v: s * v, (400,), (400,))
+    assert 1 - 1e-6 <= A.norm(rtol=1e-300) <= 1 + 1e-13
+
+
 def test_norm_scales():
     """No absolute threshold hides in the estimate."""
     M = np.random.default_rng(3).standard_normal((6, 5))
@@ -396,6 +404,17 @@ def test_golub_kahan_is_cut_off_from_autograd(torch):
 
 
 REFUSED = {
+    "sparse vector": (lambda: ops.matrix(scipy.sparse.coo_array(np.ones(3))), "got shape (3,)"),
+    "sparse without entries": (lambda: ops.matrix(scipy.sparse.csr_array((3, 3))), "be empty"),
+    "sparse with NaN": (
+        lambda: ops.matrix(scipy.sparse.csr_array(np.array([[np.nan]]))),
+        "must be finite",
+    ),
+    "sparse complex": (
+        lambda: ops.matrix(scipy.sparse.csr_array(np.array([[1j]]))),
+        "must be real",
+    ),
+    "tolerance of the norm": (lambda: ops.identity(2).norm(rtol=0.0), "rtol must be positive"),
     "shape of the argument": (lambda: ops.identity(3) @ np.ones(4), "expected shape (3,)"),
     "column instead of vector": (lambda: ops.identity(3) @ np.ones((3, 1)), "expected shape"),
     "list": (lambda: ops.identity(2) @ [1.0, 2.0], "got list"),
