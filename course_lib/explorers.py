@@ -171,37 +171,36 @@ def tikhonov_picture() -> Any:
 
 
 def filter_factors() -> Any:
-    """Return a slider for the cut-off α that Tikhonov, TSVD and Landweber filters share.
+    """Return a slider for the cut-off that Tikhonov, TSVD and Landweber filters share.
 
-    Tikhonov has λ = α², truncation keeps σ ≥ α, and Landweber takes 1/α² steps with η = 1.
+    At cut-off c, Tikhonov has λ = c², truncation keeps σ ≥ c, and Landweber takes 1/c² steps
+    with η = 1.
     """
     s = np.logspace(-4, 0, 201)
 
-    def draw(alpha: float) -> Any:
+    def draw(cut: float) -> Any:
         factors = {
-            "Tikhonov": filters.tikhonov_factors(s, alpha**2),
-            "truncated SVD": filters.tsvd_factors(s, int((s >= 0.999 * alpha).sum())),
-            "Landweber": filters.landweber_factors(s, 1.0, round(alpha**-2)),
+            "Tikhonov": filters.tikhonov_factors(s, cut**2),
+            "truncated SVD": filters.tsvd_factors(s, int((s >= 0.999 * cut).sum())),
+            "Landweber": filters.landweber_factors(s, 1.0, round(cut**-2)),
         }
         ax = plotting.plot_factors(s, factors)
-        ax.axvline(alpha, color=plotting.INK, linewidth=0.8, zorder=0)
-        ax.set_xlabel(rf"singular value $\sigma$   ({shared(alpha)})")
+        ax.axvline(cut, color=plotting.INK, linewidth=0.8, zorder=0)
+        ax.set_xlabel(rf"singular value $\sigma$   ({shared(cut)})")
         return ax
 
-    def shared(alpha: float) -> str:
-        return f"λ = {alpha**2:.0e}, {alpha**-2:.0e} steps"
+    def shared(cut: float) -> str:
+        return f"λ = {cut**2:.0e}, {cut**-2:.0e} steps"
 
-    def describe(alpha: float) -> str:
+    def describe(cut: float) -> str:
         return (
-            f"Filter factors over the singular values, cut-off {alpha:.1g}, {shared(alpha)}: all "
+            f"Filter factors over the singular values, cut-off {cut:.1g}, {shared(cut)}: all "
             "three are near 0 well below the cut-off and near 1 well above it. The truncated SVD "
             "jumps there, Landweber's factors lie above Tikhonov's everywhere."
         )
 
-    alphas = [10 ** (-k / 2) for k in range(1, 7)]
-    return explore(
-        alphas, draw, name="cut-off α", label="{:.1g}".format, describe=describe, initial=2
-    )
+    cuts = [10 ** (-k / 2) for k in range(1, 7)]
+    return explore(cuts, draw, name="cut-off", label="{:.1g}".format, describe=describe, initial=2)
 
 
 def landweber_vs_tikhonov() -> Any:

@@ -467,7 +467,7 @@ def standard_form(A: Any, D: Any) -> StandardForm:
 
     References
     ----------
-    Eldén (1977), BIT 17, 134-145; Hansen (1998), section 2.3.
+    Eldén (1977), BIT 17, 134-145; Hansen (1998).
 
     Examples
     --------
