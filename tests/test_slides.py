@@ -20,7 +20,7 @@ OUTSIDE = """() => {
   const frame = document.querySelector(".reveal").getBoundingClientRect();
   const slide = Reveal.getCurrentSlide();
   const found = [];
-  for (const element of [slide, ...slide.querySelectorAll("*")]) {
+  for (const element of slide.querySelectorAll("*")) {
     if (element.closest("aside.notes, mjx-assistive-mml")) continue;
     const box = element.getBoundingClientRect();
     if (box.width === 0 || box.height === 0) continue;
@@ -28,6 +28,8 @@ OUTSIDE = """() => {
         box.left < frame.left - 1 || box.top < frame.top - 1) {
       found.push(`${element.tagName}.${element.className}: ${element.textContent.slice(0, 60)}`);
     }
+    // MathJax builds tall brackets and overlines of pieces that it clips itself.
+    if (element.closest("mjx-container")) continue;
     const style = getComputedStyle(element);
     const clips = style.overflowX !== "visible" || style.overflowY !== "visible";
     if (clips && (element.scrollWidth > element.clientWidth + 2 ||
