@@ -51,7 +51,7 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 
 quick: ## the inner loop: fast tests, under 60 s
 	@$(SETUP) all --torch $(TORCH)
-	@$(TIMED) "quick tests" $(VENV)/python -m pytest -q -m "not slow"
+	@$(TIMED) "quick tests" $(VENV)/python -m pytest -q -n 2 -m "not slow"
 
 test-repeat: ## run all notebooks twice and compare the runs with what is stored
 	@$(SETUP) all --torch $(TORCH)

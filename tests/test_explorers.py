@@ -18,6 +18,7 @@ from course_lib.iterate import run
 from course_lib.linear import cgls
 
 MAX_FRAME = 25_000
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
