@@ -218,4 +218,4 @@ def test_no_buttons_without_an_address(html):
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     text = "".join((html / f"{page}.html").read_text(encoding="utf-8") for page in PAGES)
     has_button = re.search(r"colab\.research\.google|mybinder\.org/v2", text) is not None
-    assert has_button == bool(settings["repository"]["url"])
+    assert has_button == bool(settings["sphinx"]["config"]["html_theme_options"]["repository_url"])

@@ -83,6 +83,19 @@ def test_marked_outputs_are_short_text(outputs, words):
         tool.canonical(notebook(marked(outputs)))
 
 
+def test_outer_fences_are_longer():
+    inner = ":::{dropdown} Hint\nThree.\n:::"
+    cell = nbformat.v4.new_markdown_cell(f":::{{exercise}} One\n{inner}\n:::\n\n{inner}")
+    (made,) = tool.canonical(notebook(cell)).cells
+    assert made.source == f"::::{{exercise}} One\n{inner}\n::::\n\n{inner}"
+
+
+@pytest.mark.parametrize("text", [":::{note}\nNot closed.", "Not opened.\n:::"])
+def test_open_fences_are_refused(text):
+    with pytest.raises(tool.FormError, match="fence"):
+        tool.canonical(notebook(nbformat.v4.new_markdown_cell(text)))
+
+
 def test_ids_stay_and_are_unique():
     cells = [nbformat.v4.new_markdown_cell("same") for _ in range(3)]
     cells[0].id = cells[1].id = "kept"

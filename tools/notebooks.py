@@ -8,7 +8,8 @@
 PATH is a notebook or a folder; without one, `notebooks` and `exercises` are taken.
 
 The canonical form: nbformat 4.5, a `python3` kernel, every cell with an id of its own, sources one
-line a string, no output anywhere but in cells that contain the line `# NBVAL_CHECK_OUTPUT`. Such a
+line a string, an outer directive with more colons than what it holds (JupyterLab needs that, the
+book does not), no output anywhere but in cells that contain the line `# NBVAL_CHECK_OUTPUT`. Such a
 cell keeps its text (standard output and the plain text of its last expression) and has
 `execution_count: 1`: nbval passes a marked cell that has no count, and compares the others.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -86,6 +88,31 @@ def _text_outputs(cell: nbformat.NotebookNode, where: str) -> list[nbformat.Note
     return kept
 
 
+def _nest_fences(text: str, where: str) -> str:
+    """Give an outer `:::{directive}` more colons than the directives inside it."""
+    lines, in_code = text.splitlines(), False
+    stack: list[list[int]] = []  # line of the opening, colons that it needs
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        colons = re.match(":{3,}", line)
+        if in_code or not colons:
+            continue
+        if line[colons.end() :].strip():
+            stack.append([number, colons.end()])
+            continue
+        if not stack:
+            raise FormError(f"{where}: a fence of colons is closed that was not opened: {line}")
+        opening, needed = stack.pop()
+        lines[opening] = ":" * needed + lines[opening].lstrip(":")
+        lines[number] = ":" * needed
+        if stack:
+            stack[-1][1] = max(stack[-1][1], needed + 1)
+    if stack:
+        raise FormError(f"{where}: a fence of colons is not closed: {lines[stack[-1][0]]}")
+    return "\n".join(lines)
+
+
 def canonical(notebook: nbformat.NotebookNode, name: str = "notebook") -> nbformat.NotebookNode:
     """Return the canonical form of a notebook; FormError says which cell has none."""
     cells, taken = [], set()
@@ -98,7 +125,8 @@ def canonical(notebook: nbformat.NotebookNode, name: str = "notebook") -> nbform
             if is_marked(cell):
                 new.outputs, new.execution_count = _text_outputs(cell, where), 1
         elif cell.cell_type == "markdown":
-            new = nbformat.v4.new_markdown_cell(source, metadata=metadata)
+            text = _nest_fences(source, where)
+            new = nbformat.v4.new_markdown_cell(text, metadata=metadata)
         else:
             raise FormError(f"{where}: cells are code or markdown, got {cell.cell_type}")
         old = cell.get("id")

@@ -68,6 +68,7 @@ PACKAGES = (
             "dist/embed-amd.js": "embed-amd.js",
             "dist/1551f4f60c37af51121f.woff2": "1551f4f60c37af51121f.woff2",
             "dist/7a3337626410ca2f4071.woff2": "7a3337626410ca2f4071.woff2",
+            "dist/d878b0a6a1144760244f.woff2": "d878b0a6a1144760244f.woff2",
         },
     ),
     Package(

@@ -86,6 +86,9 @@ def _find(app: Sphinx, label: str) -> tuple[str, str, str] | None:
     standard = env.get_domain("std")
     if label.lower() in standard.labels:
         docname, anchor, words = standard.labels[label.lower()]
+        number = env.toc_fignumbers.get(docname, {}).get("figure", {}).get(anchor)
+        if number:
+            words = "Figure " + ".".join(map(str, number))
         return docname, anchor, words or label
     if label.lower() in standard.anonlabels:
         docname, anchor = standard.anonlabels[label.lower()]
