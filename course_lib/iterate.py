@@ -164,7 +164,7 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
     r"""Stop when :math:`\|y-Ax\|\le\tau\delta`: early stopping by the discrepancy principle.
 
     ``delta`` bounds the noise, :math:`\|y-y_{\mathrm{exact}}\|\le\delta` (absolute, in the
-    units of ``y``), and :math:`\tau\ge1`.
+    units of ``y``), and :math:`\tau>1` (for Tikhonov's method 1 is enough).
 
     Examples
     --------

@@ -151,13 +151,13 @@ WRONG = [
         "q02",
         "answer-a",
         "x_lecture = np.array([-80, 130]) / 251",
-        "minimiser of ½‖Ax - y‖² + λ‖x‖²",
+        "minimizer of ½‖Ax - y‖² + λ‖x‖²",
     ),
     ("q02", "answer-a", "x_lecture = np.array([-0.690595184007, 0.781462971377])", "+ ½λ‖x‖²"),
     ("q02", "answer-a", "x_lecture = np.array([-1.0, 1.0])", "λ is not used"),
     ("q02", "answer-a", "x_lecture = [-360 / 701, 460 / 701]", "is a list, not a NumPy array"),
     ("q02", "answer-a", "x_lecture = np.array([-0.5136, 0.6562])", "rounded: give fractions"),
-    ("q02", "answer-a", "x_lecture = np.array([0.3, 7.0])", "is not the minimiser"),
+    ("q02", "answer-a", "x_lecture = np.array([0.3, 7.0])", "is not the minimizer"),
     ("q02", "answer-a", "x_lecture = np.array([[-360], [460]]) / 701", ".ravel()"),
     ("q02", "answer-a", "x_lecture = ...", "stub is left"),
     ("q02", "answer-a", "", "there is no `x_lecture` yet"),
@@ -534,7 +534,7 @@ def test_the_homework_is_complete():
             in statement
         )
         row = f"| {question.number} | {question.title} | {question.difficulty} | {worth} |"
-        assert row in SOURCES["intro"]
+        assert row in SOURCES["intro"], f"the table of the first cell has no row {row}"
 
 
 def test_the_lectures_proof_carries_a_rubric():

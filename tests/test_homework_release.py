@@ -343,7 +343,7 @@ WRONG_AND_SAVED = {
         "def objective(A, x, y, lam):\n    return 0.5 * np.sum((A @ x - y) ** 2) + lam * (x @ x)",
         "you dropped the factor ½ in the penalty",
     ),
-    "q02-answer-a": ("x_lecture = np.array([-80, 130]) / 251", "minimiser of ½‖Ax - y‖² + λ‖x‖²"),
+    "q02-answer-a": ("x_lecture = np.array([-80, 130]) / 251", "minimizer of ½‖Ax - y‖² + λ‖x‖²"),
     "q03-answer": (
         "def filter_factors(s, lam):\n    return list(s)",
         "is a list, not a NumPy array",
