@@ -8,6 +8,9 @@ SETUP = $(PYTHON) tools/environment.py
 TIMED = $(VENV)/python tools/timed.py
 BUILD := _build
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# The matrices here are small: more threads make them slower, most of all in parallel tests.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help book lab slides pdf release test quick test-repeat bench gpu clean
@@ -25,7 +28,7 @@ book: ## build the book: _build/html/index.html
 
 lab: ## open the notebooks in JupyterLab
 	@$(SETUP) lab --torch $(TORCH)
-	@$(VENV)/jupyter lab --notebook-dir=.
+	@env -u OMP_NUM_THREADS -u OPENBLAS_NUM_THREADS $(VENV)/jupyter lab --notebook-dir=.
 
 slides: ## build the decks: _build/slides/index.html
 	@$(SETUP) book --torch $(TORCH)
