@@ -192,6 +192,7 @@ def test_taylor_rejects_a_missing_term(name):
     assert not checks.taylor(lambda x: f(x) + 0.01 * x[0], gradient, x)
 
 
+@pytest.mark.slow
 def test_taylor_in_any_library(xp):
     x = asarray_like([1.0, -2.0, 0.5], make_like(xp, "float64"))
     y = asarray_like(np.ones((2, 3)), x)

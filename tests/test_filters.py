@@ -406,6 +406,7 @@ def test_standard_form_of_pictures_and_kinds(like):
     assert_alike(standard_form(difference(4, boundary="zero"), bound).A_bar, like)
 
 
+@pytest.mark.slow
 def test_pictures_by_all_methods(like):
     psf = asarray_like(np.outer([1.0, 2, 1], [1.0, 2, 1]) / 16, like)
     y = np.random.default_rng(0).standard_normal((5, 4))

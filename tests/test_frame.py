@@ -117,6 +117,7 @@ def test_vendored_files_are_what_the_record_says():
             assert (ROOT / package.target / name).exists()
 
 
+@pytest.mark.slow
 def test_no_path_of_a_machine():
     """Nothing names a home folder or a private package index."""
     pattern = re.compile(r"/root/|/home/\w+/|file:///|\+cpu\b")

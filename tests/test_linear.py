@@ -57,6 +57,7 @@ def fits(solver, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_agrees_with_the_pseudoinverse(solver, kind, like):
     """From x0 = 0 the limit is A⁺y: the least-squares solution of smallest norm."""
     if not fits(solver, kind):

@@ -147,6 +147,7 @@ def test_to_scipy(case, dtype, rng):
     np.testing.assert_allclose(S.rmatvec(v), M.T @ v, rtol=0, atol=10 * bound)
 
 
+@pytest.mark.slow
 def test_golub_kahan(member, rng):
     r"""U and V have orthonormal columns, A V = U B, B is lower bidiagonal, U starts at b."""
     A, _, like = member
@@ -277,6 +278,7 @@ def test_norm_of_any_matrix(m, n, seed, clustered):
     assert (1 - 1e-3) * exact <= ops.matrix(M).norm() <= exact * (1 + 1e-13)
 
 
+@pytest.mark.slow
 def test_norm_of_a_slowly_decaying_spectrum():
     """500 singular values that fill [0, 1]: the estimate needs several rounds."""
     s = np.linspace(1, 0, 500)

@@ -119,6 +119,7 @@ def rendered(fig) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", DRAWERS)
+@pytest.mark.slow
 def test_draws_on_given_axes_and_leaves_the_settings_alone(name):
     before = dict(mpl.rcParams)
     fig, (ax, other) = plotting.figure(1, 2)
@@ -135,6 +136,7 @@ def test_draws_on_given_axes_and_leaves_the_settings_alone(name):
 
 
 @pytest.mark.parametrize("name", DRAWERS)
+@pytest.mark.slow
 def test_nothing_sticks_out_of_the_figure(name):
     ax = DRAWERS[name]()
     fig = ax.figure
