@@ -29,12 +29,10 @@ __all__ = [
     "plot_error",
     "plot_factors",
     "plot_gain",
-    "plot_matrix",
     "plot_picard",
     "plot_rates",
     "plot_semiconvergence",
     "plot_signals",
-    "plot_singular_values",
     "plot_valleys",
     "show_pictures",
     "show_source",
@@ -334,21 +332,6 @@ def show_pictures(
 
 
 @_styled
-def plot_singular_values(values: Mapping[str, Array], *, ax: Any = None) -> Any:
-    """Draw singular values over their index, on a logarithmic scale, one line a label."""
-    ax = _axes(ax)
-    for (label, s), look, marker in zip(values.items(), _strokes(), cycle(_MARKERS), strict=False):
-        s = np.sort(_numpy(s).ravel())[::-1]
-        i, color = np.arange(1, s.size + 1), look["color"]
-        ax.plot(i, s, color=color, label=label, marker=marker, markersize=3, linewidth=0.8)
-    ax.set_yscale("log")
-    ax.set_xlabel("index $i$")
-    ax.set_ylabel(r"singular value $\sigma_i$")
-    _name_lines(ax)
-    return ax
-
-
-@_styled
 def plot_picard(
     s: Array, coefficients: Array, *, noise_std: float | None = None, ax: Any = None
 ) -> Any:
@@ -499,22 +482,6 @@ def plot_rates(
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     _name_lines(ax)
-    return ax
-
-
-@_styled
-def plot_matrix(M: Array, *, title: str = "", ax: Any = None) -> Any:
-    """Show a matrix as a picture: blue below zero, white at zero, red above."""
-    if ax is None:
-        ax = figure(width=3.2, height=2.9)[1]
-    M = _numpy(M)
-    if M.ndim != 2:
-        raise ValueError(f"a matrix has two dimensions: got shape {M.shape}")
-    top = float(np.abs(M).max()) or 1.0
-    image = ax.imshow(M, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.85)
-    bar.outline.set_visible(False)
-    ax.set_title(title)
     return ax
 
 

@@ -92,13 +92,11 @@ T = np.linspace(0.01, 1, 50)
 CURVES = {"one": T, "two": T**2, "three": 1 - 0.5 * T, "four": np.sqrt(T)}
 DRAWERS = {
     "plot_signals": lambda **o: plotting.plot_signals(T, CURVES, truth=T, data=T, **o),
-    "plot_singular_values": lambda **o: plotting.plot_singular_values(CURVES, **o),
     "plot_picard": lambda **o: plotting.plot_picard(T[::-1], T, noise_std=0.1, **o),
     "plot_factors": lambda **o: plotting.plot_factors(T, CURVES, **o),
     "plot_error": lambda **o: plotting.plot_error(T, CURVES, **o),
     "plot_semiconvergence": lambda **o: plotting.plot_semiconvergence(CURVES, **o),
     "plot_rates": lambda **o: plotting.plot_rates(T, CURVES, slopes={"two": 2.0}, **o),
-    "plot_matrix": lambda **o: plotting.plot_matrix(np.outer(T, T - 0.5), title="M", **o),
     "plot_gain": lambda **o: plotting.plot_gain(T, lam=0.01, **o),
     "plot_valleys": lambda **o: plotting.plot_valleys(
         {"one": (T, CURVES["two"])}, points={"two": (T, T)}, **o
@@ -246,7 +244,6 @@ def test_takes_tensors(torch):
         (lambda: plotting.plot_error(T, {"e": T[1:]}), "e must match the parameter"),
         (lambda: plotting.plot_rates(T, {"e": T[1:]}), "e must match delta"),
         (lambda: plotting.plot_valleys({"e": (T, T[1:])}), "e must match its parameter"),
-        (lambda: plotting.plot_matrix(T), "a matrix has two dimensions"),
         (lambda: plotting.show_pictures({}), "must not be empty"),
         (lambda: plotting.show_pictures({"p": T}), "picture 'p' must have two dimensions"),
         (lambda: plotting.show_pictures({"p": np.eye(3)}, axes=[]), "too few axes"),
