@@ -62,7 +62,7 @@ test-repeat: ## run all notebooks twice and compare the runs with what is stored
 	@$(TIMED) "second run" $(VENV)/python -m pytest -q --nbval --nbval-cell-timeout=120 notebooks exercises
 
 bench: ## measure the library against its peers: _build/bench.json
-	@$(SETUP) all --torch $(TORCH)
+	@$(SETUP) bench --torch $(TORCH)
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 		$(TIMED) "bench" $(VENV)/python tests/benchmarks/run.py $(BUILD)/bench.json
 

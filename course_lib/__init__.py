@@ -15,14 +15,17 @@ __version__ = "0.1.0"
 __all__ = [
     "arrays",
     "checks",
+    "choice",
     "explorers",
     "filters",
+    "functionals",
     "homework",
     "iterate",
     "linear",
     "operators",
     "plotting",
     "problems",
+    "proximal",
 ]
 
 

@@ -274,16 +274,23 @@ def norm(x: Array) -> Array:
     r"""Return :math:`\|x\|=\sqrt{\langle x,x\rangle}`, a 0-d array.
 
     Under automatic differentiation the derivative at :math:`x=0` is 0, an element of the
-    subdifferential there; the plain square root would give NaN.
+    subdifferential there; the plain square root would give NaN. Where the squares overflow or
+    underflow, x is scaled first.
 
     Examples
     --------
     >>> import numpy as np
-    >>> float(norm(np.array([3.0, 4.0])))
-    5.0
+    >>> float(norm(np.array([3.0, 4.0]))), float(norm(np.array([0.0, 3e200])))
+    (5.0, 3e+200)
     """
     xp = namespace(x)
-    square = inner(x, x)
+    with np.errstate(over="ignore"):
+        square = inner(x, x)
+    tiny = 1e-37 if x.dtype == xp.float32 else 1e-307  # the smallest numbers in full precision
+    if not 1e8 * tiny < to_float(square) < math.inf and math.prod(x.shape):
+        largest = to_float(xp.max(xp.abs(x)))
+        if tiny < largest < math.inf:
+            return largest * norm(x / largest)
     if is_torch_array(x) and x.requires_grad:
         positive = square > 0
         safe = xp.where(positive, square, xp.ones_like(square))

@@ -12,10 +12,20 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .arrays import Array, as_count, as_real, asarray_like, inner, namespace, norm, to_float
+from .arrays import (
+    Array,
+    as_count,
+    as_real,
+    as_scalar,
+    asarray_like,
+    inner,
+    namespace,
+    norm,
+    to_float,
+)
 from .operators import LinearOperator, as_operator
 
-__all__ = ["Check", "adjoint", "slope", "taylor"]
+__all__ = ["Check", "adjoint", "prox", "slope", "taylor"]
 
 
 @dataclass(frozen=True)
@@ -290,3 +300,139 @@ def _gradient_hint(ratios: list[float], worst: float) -> str:
         return f"the Taylor remainder falls with slope {worst:.2f}, expected 2"
     kind = "the sign is wrong" if abs(factor + 1) < 1e-2 else "a factor is wrong"
     return f"the derivative of f is {factor:.4g} times the claimed one; {kind}"
+
+
+def prox(
+    R: Callable[[Array], Any],
+    prox: Callable[[Array, float], Array],
+    v: Array,
+    *,
+    step: float = 0.7,
+    seed: int = 0,
+    trials: int = 3,
+) -> Check:
+    r"""Check a proximal map by the inequality that characterizes it, for a convex R:
+
+    .. math::
+        p=\operatorname{prox}_{\eta R}(v)\iff
+        \langle v-p,z-p\rangle\le\eta\bigl(R(z)-R(p)\bigr)\quad\text{for all }z .
+
+    Equivalently :math:`\varphi(z)\ge\varphi(p)+\tfrac12\|z-p\|^2` for
+    :math:`\varphi(x)=\eta R(x)+\tfrac12\|x-v\|^2`: p is better than every other point, by a margin.
+    It is tried for v and random points of its size, for three steps, and for many z, far from p and
+    near. Choose v and step so that the map does something: a soft threshold of small numbers is 0.
+    Measured is the largest
+
+    .. math::
+        \frac{\langle v-p,z-p\rangle-\eta(R(z)-R(p))}
+        {(\|v\|+\|p\|)(\|z\|+\|p\|)+\eta(|R(z)|+|R(p)|)},
+
+    and compared with :math:`10\sqrt N\,\mathrm{eps}_{\mathrm{mach}}`, N the number of entries.
+
+    Parameters
+    ----------
+    R : callable
+        Array to number, infinite where x is not allowed; a
+        :class:`course_lib.functionals.Functional` will do.
+    prox : callable
+        :math:`(v,\eta)\mapsto\operatorname{prox}_{\eta R}(v)`.
+    v : array
+        A point; the random ones have its shape, size, namespace, dtype and device.
+    step : float
+        η; tried are ``step``, ``step / 10`` and ``step / 100``.
+    seed : int
+    trials : int
+        Number of points, v among them.
+
+    Returns
+    -------
+    Check
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import l1, soft_threshold
+    >>> v = np.array([3.0, -1.0, 0.2])
+    >>> bool(prox(l1(), soft_threshold, v))
+    True
+    >>> print(prox(l1(), lambda v, step: soft_threshold(v, 2 * step), v))
+    not the proximal map: it is the one for 2 * step; a factor is wrong
+    """
+    v, step = as_real(v, "v"), as_scalar(step, "step", positive=True)
+    rng, trials = (
+        np.random.default_rng(as_count(seed, "seed")),
+        as_count(trials, "trials", minimum=1),
+    )
+    bound = 10 * math.sqrt(math.prod(v.shape)) * float(array_namespace(v).finfo(v.dtype).eps)
+    size = to_float(norm(v)) / math.sqrt(math.prod(v.shape)) or 1.0
+    points = [v, *(size * _random(tuple(v.shape), rng, v) for _ in range(2 * trials - 1))]
+    try:
+        cases = []
+        for x in points[:trials]:
+            for t in (step, step / 10, step / 100):
+                pair = (_call(lambda w, t=t: prox(w, t), w, v.shape, "prox") for w in (x, -x))
+                cases.append((x, t, *pair))
+        # Other proximal points are good opponents: R is finite there.
+        others = [*points[trials:], 0.0 * v, *(p for _, _, p, _ in cases)]
+        worst, hint = _prox_miss(R, [case[:3] for case in cases], others, bound)
+        if worst <= bound:
+            words = f"proximal map: the inequality holds, up to {worst:.1e} of at most {bound:.1e}"
+            return Check(True, worst, bound, words)
+        if all(to_float(norm(p)) == 0 for _, _, p, _ in cases):
+            return Check(False, worst, bound, "not the proximal map: it always returns 0")
+        for words, right in _WRONG_PROX.items():
+            changed = [(x, *right(x, t, p, m)) for x, t, p, m in cases]
+            if _prox_miss(R, changed, others, bound)[0] <= bound:
+                return Check(False, worst, bound, f"not the proximal map: {words}")
+    except _Broken as problem:
+        return Check(False, math.inf, bound, str(problem))
+    return Check(False, worst, bound, f"not the proximal map: {hint}")
+
+
+# What it may be instead: from v, step t, result p, and the result m for -v, to the step and the
+# point that would be right.
+_WRONG_PROX: dict[str, Callable] = {
+    "it is the one for step = 1; the step is forgotten": lambda v, t, p, m: (1.0, p),
+    "it is the one for 2 * step; a factor is wrong": lambda v, t, p, m: (2 * t, p),
+    "it is the one for step / 2; a factor is wrong": lambda v, t, p, m: (t / 2, p),
+    "it is the one for 1 / step": lambda v, t, p, m: (1 / t, p),
+    "it is minus the proximal map; the sign is wrong": lambda v, t, p, m: (t, -p),
+    "the sign of v is lost": lambda v, t, p, m: (t, array_namespace(v).sign(v) * p),
+    "the negative entries of v are lost": lambda v, t, p, m: (t, p - m),
+    "it is v minus the proximal map": lambda v, t, p, m: (t, v - p),
+}
+
+
+def _prox_miss(
+    R: Callable, cases: list[tuple], others: list[Array], noise: float
+) -> tuple[float, str]:
+    """Return the largest relative violation, and in words how far from the best p was seen."""
+    worst, gain = 0.0, noise
+    hint = "no point was seen that is better, but the inequality fails; is R convex?"
+    for v, t, p in cases:
+        at_p, half_p = t * _value(R, p), 0.5 * to_float(inner(v - p, v - p))
+        length = to_float(norm(p))
+        reach = length + to_float(norm(v))
+        if math.isinf(at_p):
+            return math.inf, "R is infinite at the point that it returns"
+        for z in [p + near * (other - p) for other in others for near in (1.0, 1e-2, 1e-4, 1e-6)]:
+            at_z, half_z = t * _value(R, z), 0.5 * to_float(inner(v - z, v - z))
+            scale = reach * (to_float(norm(z)) + length) + abs(at_z) + abs(at_p)
+            if math.isinf(at_z) or scale == 0:
+                continue
+            worst = max(worst, (to_float(inner(v - p, z - p)) - at_z + at_p) / scale)
+            lower = at_p + half_p - at_z - half_z
+            if lower / scale > gain:
+                gain = lower / scale
+                hint = (
+                    f"step * R(x) + ½‖x - v‖² is {at_p + half_p:.4g} at the point that it returns, "
+                    f"and lower by {lower:.1e} at another (step = {t:g})"
+                )
+    return worst, hint
+
+
+def _value(R: Callable, x: Array) -> float:
+    value = _number(R, x)
+    if math.isnan(value) or value == -math.inf:
+        raise _Broken(f"R must be a number or plus infinity: it returned {value}")
+    return value

@@ -13,19 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from . import filters, linear, operators, plotting, problems
+from . import filters, functionals, linear, operators, plotting, problems, proximal
 from .arrays import Array, as_count, norm, to_float
 from .iterate import run
 
 __all__ = [
+    "amplification",
+    "difference_step",
+    "directions",
     "explore",
     "filter_factors",
+    "grid_size",
+    "inverse_crime",
     "landweber_vs_tikhonov",
     "penalties",
+    "picard_noise",
+    "posterior_band",
     "three_iterations",
     "tikhonov_picture",
     "tikhonov_signal",
     "truncation",
+    "two_beliefs",
 ]
 
 
@@ -368,3 +376,260 @@ def _filtered_signal(
         )
 
     return explore(values, draw, name=name, label=label, describe=describe)
+
+
+def amplification() -> Any:
+    """Return a slider for the frequency of a wave that changes the data by one thousandth.
+
+    Beside the amplification of three operators stands the signal with that wave, for two
+    integrations.
+    """
+    n, width = 512, 0.05
+    signal = problems.blur_1d(n)
+    t, x, A = signal.grid, signal.x_true, problems.deriv2(n).A
+    frequency = np.geomspace(1, 64, 60)
+    omega = 2 * np.pi * frequency
+    gains = {
+        "integration": omega,
+        "two integrations": omega**2,
+        "Gaussian blur": np.exp(np.minimum(0.5 * (omega * width) ** 2, 30)),
+    }
+
+    def height(periods: int) -> float:
+        wave = np.sin(2 * np.pi * periods * t)
+        return 1e-3 * to_float(norm(A @ x)) / to_float(norm(A @ wave))
+
+    def draw(periods: int) -> Any:
+        axes = plotting.figure(1, 2, height=2.9)[1]
+        plotting.plot_amplification(frequency, gains, level=1e3, mark=periods, ax=axes[0])
+        axes[0].set_ylim(0.7, 1e7)
+        wave = height(periods) * np.sin(2 * np.pi * periods * t)
+        plotting.plot_signals(t, {"with a wave": x + wave}, truth=x, ax=axes[1])
+        axes[1].set_ylim(-2.5, 3.5)
+        return axes
+
+    def describe(periods: int) -> str:
+        return (
+            f"A wave with {periods} period{'s' * (periods > 1)}: for two integrations, a height of "
+            f"{height(periods):.3f} changes the data of the signal by one thousandth. The signal "
+            "itself has the height 1."
+        )
+
+    stops = [1, 2, 4, 8, 16, 24, 32]
+    return explore(stops, draw, name="periods", describe=describe, initial=3)
+
+
+def difference_step() -> Any:
+    """Return a slider for the step of a difference quotient of noisy positions."""
+    n, delta = 1000, 1e-3
+    t = (np.arange(n) + 0.5) / n
+    truth = 1 - np.cos(4 * np.pi * t)
+    noise = delta * np.random.default_rng(0).uniform(-1, 1, n)
+    y = t - np.sin(4 * np.pi * t) / (4 * np.pi) + noise
+
+    def quotient(k: int) -> np.ndarray:
+        return (y[2 * k :] - y[: -2 * k]) * n / (2 * k)
+
+    def draw(k: int) -> Any:
+        ax = plotting.plot_signals(t[k:-k], {"quotient": quotient(k)}, truth=truth[k:-k])
+        ax.lines[0].set_zorder(3 if k < 7 else 1)  # the truth, above a rough curve
+        ax.set_xlim(0, 1)
+        ax.set_ylim(-1.1, 3.1)
+        return ax
+
+    def describe(k: int) -> str:
+        error = np.abs(quotient(k) - truth[k:-k]).max()
+        return (
+            f"The difference quotient with step {k / n:.3f} beside the true speed: the largest "
+            f"error is {error:.3f} metres a second."
+        )
+
+    stops = [1, 3, 7, 14, 27, 54, 80, 110]
+    return explore(
+        stops, draw, name="h", label=lambda k: f"{k / n:.3f}", describe=describe, initial=0
+    )
+
+
+def directions() -> Any:
+    """Return a slider for the number of directions of a small tomograph with exact data."""
+
+    def smallest(k: int) -> tuple[np.ndarray, Any]:
+        problem = problems.tomography(size=24, angles=k, noise=0.0)
+        spectrum = filters.decompose(problem.A)
+        seen = 1.0 * (spectrum.s > 1e-10 * spectrum.s[0])
+        return filters.filtered(spectrum, problem.y, seen), problem
+
+    def draw(k: int) -> Any:
+        x, problem = smallest(k)
+        return plotting.show_pictures({"truth": problem.x_true, "A†y": x}, limits=(0, 1), width=5)
+
+    def describe(k: int) -> str:
+        x, problem = smallest(k)
+        return (
+            f"The phantom, and the smallest picture with its shadows in {k} directions; the "
+            f"relative error is {_relative_error(x, problem):.2f}."
+        )
+
+    stops = [1, 2, 4, 8, 12, 16, 24, 32]
+    return explore(stops, draw, name="directions", describe=describe, initial=3)
+
+
+def grid_size() -> Any:
+    """Return a slider for the number of points on which three integral operators are sampled."""
+    width, i = 0.05, np.arange(1, 129)
+    exact = {
+        "integration": 1 / ((i - 0.5) * np.pi),
+        "two integrations": 1 / (i * np.pi) ** 2,
+        "Gaussian blur": np.exp(-0.5 * (2 * np.pi * (i // 2) * width) ** 2),
+    }
+
+    def values(n: int) -> dict[str, np.ndarray]:
+        blur = operators.convolution(problems.psf_gaussian(width * n, ndim=1), n)
+        return {
+            "integration": filters.decompose(operators.integration(n)).s,
+            "two integrations": filters.decompose(problems.deriv2(n).A).s,
+            "Gaussian blur": np.sort(filters.decompose(blur).s)[::-1],
+        }
+
+    def draw(n: int) -> Any:
+        ax = plotting.plot_coefficients(values(n))
+        for s, color in zip(exact.values(), plotting.COLORS, strict=False):
+            ax.semilogy(i, s, color=color, linewidth=0.8, zorder=0)
+        ax.set_xlim(0, 130)
+        ax.set_ylim(1e-8, 3)
+        ax.set_ylabel(r"$\sigma_i$")
+        return ax
+
+    def describe(n: int) -> str:
+        s = values(n)
+        return (
+            f"Singular values of three integral operators on {n} points. The smallest of two "
+            f"integrations is {s['two integrations'][-1]:.1e}, where the exact one is "
+            f"{exact['two integrations'][n - 1]:.1e}."
+        )
+
+    return explore([8, 12, 16, 32, 64, 128], draw, name="points", describe=describe, initial=2)
+
+
+def picard_noise() -> Any:
+    """Return a slider for the noise of the gravity problem, seen in its Picard plot."""
+    exact = problems.gravity(64, noise=0.0)
+    spectrum = filters.decompose(exact.A)
+    size = np.abs(spectrum.U.T @ exact.y_exact)
+
+    def draw(noise: float) -> Any:
+        problem = exact.with_noise(noise, seed=0)
+        coefficients = spectrum.U.T @ problem.y
+        ax = plotting.plot_picard(spectrum.s, coefficients, noise_std=problem.noise_std)
+        ax.set_ylim(1e-14, 1e14)
+        return ax
+
+    def describe(noise: float) -> str:
+        usable = int((size > exact.with_noise(noise).noise_std).sum())
+        return (
+            f"Picard plot of the gravity problem with noise {noise:.0e}: the coefficients fall "
+            f"over {usable} indices and level off at the noise; the quotients rise from there on."
+        )
+
+    levels = [10.0**-k for k in range(1, 8)]
+    return explore(levels, draw, name="noise", label="{:.0e}".format, describe=describe, initial=2)
+
+
+def inverse_crime() -> Any:
+    """Return a slider for the noise of a small tomograph, with and without the inverse crime.
+
+    Both pictures are Tikhonov's, with the λ that brings them nearest to the truth.
+    """
+    made = {
+        name: problems.tomography(size=32, angles=40, noise=0.0, data=data)
+        for name, data in (("simulated with A", "model"), ("finer phantom", "scene"))
+    }
+    spectrum = filters.decompose(made["finer phantom"].A)
+
+    def best(noise: float) -> dict[str, tuple[float, np.ndarray]]:
+        found = {}
+        for name, exact in made.items():
+            problem = exact.with_noise(noise, seed=0)
+            solutions = (
+                filters.filtered(spectrum, problem.y, filters.tikhonov_factors(spectrum.s, lam))
+                for lam in 10.0 ** np.arange(-8, 4, 0.5)
+            )
+            found[name] = min(((_relative_error(x, problem), x) for x in solutions), key=first)
+        return found
+
+    def first(pair: tuple[float, np.ndarray]) -> float:
+        return pair[0]
+
+    def draw(noise: float) -> Any:
+        pictures = {name: x for name, (_, x) in best(noise).items()}
+        return plotting.show_pictures(pictures, limits=(0, 1), width=5)
+
+    def describe(noise: float) -> str:
+        errors = [error for error, _ in best(noise).values()]
+        return (
+            f"Two reconstructions with noise {noise:.0e}: relative error {errors[0]:.3f} for data "
+            f"simulated with the same matrix, {errors[1]:.3f} for data of a finer phantom."
+        )
+
+    levels = [1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1]
+    return explore(levels, draw, name="noise", label="{:.0e}".format, describe=describe, initial=1)
+
+
+def two_beliefs() -> Any:
+    """Return a slider for λ: small differences (quadratic) and few changes (ℓ1)."""
+    problem = problems.blur_1d(128)
+    A, y, D = problem.A, problem.y, operators.difference(128)
+    x_step = proximal.least_squares_step(A, y, D)
+
+    def solve(lam: float) -> dict[str, np.ndarray]:
+        states = proximal.admm(x_step, lam * functionals.l1(), D, np.zeros(128), rho=0.01)
+        return {
+            "small differences": filters.tikhonov(A, y, lam, D).x,
+            "few changes": run(states, max_iter=2000, check_every=2000).x,
+        }
+
+    def draw(lam: float) -> Any:
+        ax = plotting.plot_signals(problem.grid, solve(lam), truth=problem.x_true)
+        ax.set_ylim(-0.4, 1.5)
+        return ax
+
+    def describe(lam: float) -> str:
+        errors = [_relative_error(x, problem) for x in solve(lam).values()]
+        return (
+            f"Two reconstructions with λ = {lam:.0e} beside the truth: small differences, relative "
+            f"error {errors[0]:.2f}, and few changes, relative error {errors[1]:.2f}."
+        )
+
+    lams = [10.0**k for k in range(-5, 3)]
+    return explore(lams, draw, name="λ", label="{:.0e}".format, describe=describe, initial=2)
+
+
+def posterior_band() -> Any:
+    """Return a slider for the precision of a Gaussian prior: posterior mean, and its error band."""
+    problem, D = problems.blur_1d(64, noise=2e-2), operators.difference(64, boundary="zero")
+    A, penalty = problem.A.to_dense(), D.to_dense().T @ D.to_dense()
+
+    def band(precision: float) -> tuple[np.ndarray, np.ndarray]:
+        lam = problem.noise_std**2 * precision
+        covariance = problem.noise_std**2 * np.linalg.inv(A.T @ A + lam * penalty)
+        return filters.tikhonov(problem.A, problem.y, lam, D).x, 2 * np.sqrt(np.diag(covariance))
+
+    def draw(precision: float) -> Any:
+        x, width = band(precision)
+        ax = plotting.plot_signals(problem.grid, {"mean": x}, truth=problem.x_true)
+        for edge in (x - width, x + width):
+            ax.plot(problem.grid, edge, color=plotting.INK, linewidth=0.8)
+        ax.set_ylim(-1.0, 2.0)
+        return ax
+
+    def describe(precision: float) -> str:
+        x, width = band(precision)
+        share = np.mean(np.abs(problem.x_true - x) <= width)
+        return (
+            f"Posterior mean and band for prior precision {precision:g}: the band is "
+            f"{width.mean():.2f} wide on each side and contains {100 * share:.0f} percent of the "
+            "points of the truth."
+        )
+
+    stops = [1.0, 10.0, 60.0, 300.0, 2000.0, 20_000.0, 200_000.0]
+    return explore(stops, draw, name="precision", label="{:g}".format, describe=describe, initial=2)

@@ -442,11 +442,14 @@ class StandardForm:
         :math:`y\mapsto\bar y`, flat.
     back : callable
         :math:`(\bar x,y)\mapsto x`.
+    Q0 : array
+        Orthonormal basis of :math:`A\mathcal N(D)`, as columns: the data that no penalty reaches.
     """
 
     A_bar: Array
     to_data: Callable[[Array], Array]
     back: Callable[[Array, Array], Array]
+    Q0: Array
 
 
 def standard_form(A: Any, D: Any) -> StandardForm:
@@ -498,7 +501,8 @@ def standard_form(A: Any, D: Any) -> StandardForm:
         return xp.reshape(y, (-1,))
 
     if null.shape[1] == 0:
-        return StandardForm(AZ, flat, lambda x_bar, y: xp.reshape(inverse @ x_bar, A.in_shape))
+        Q0 = zeros((M.shape[0], 0), M)
+        return StandardForm(AZ, flat, lambda x_bar, y: xp.reshape(inverse @ x_bar, A.in_shape), Q0)
     Q0, T = xp.linalg.qr(M @ null)
     t = xp.linalg.svdvals(T)
     floor = max(M.shape) * float(xp.finfo(M.dtype).eps) * A.norm()
@@ -512,4 +516,4 @@ def standard_form(A: Any, D: Any) -> StandardForm:
         c = xp.linalg.solve(T, Q0.T @ (flat(y) - AZ @ x_bar))
         return xp.reshape(inverse @ x_bar + null @ c, A.in_shape)
 
-    return StandardForm(project(AZ), lambda y: project(flat(y)), back)
+    return StandardForm(project(AZ), lambda y: project(flat(y)), back, Q0)

@@ -17,7 +17,6 @@ from .arrays import (
     as_real,
     as_scalar,
     check_alike,
-    inner,
     is_sparse,
     norm,
     to_float,
@@ -72,8 +71,9 @@ class StoppingRule:
         State to float: a cheap value, for instance the norm of a residual that the solver
         updates. It may drift away from the truth by rounding.
     verify : callable
-        Solution to float: the same value, computed afresh. Only this one makes
-        ``Result.converged`` true.
+        State to float: the same value, computed afresh from the solution ``state.x`` (and from
+        ``state.dual``, where the promise needs one). Only this one makes ``Result.converged``
+        true.
     bound : float
         The value that counts as reached.
     name : str
@@ -129,7 +129,7 @@ def residual_rule(A: Any, b: Any, *, rtol: float = 0.0, atol: float = 0.0) -> St
     A, b = _system(A, b)
     return StoppingRule(
         measure=lambda state: to_float(norm(state.r)),
-        verify=lambda x: to_float(norm(b - A @ x)),
+        verify=lambda state: to_float(norm(b - A @ state.x)),
         bound=_tolerance(rtol, atol, to_float(norm(b))),
         name="residual norm",
     )
@@ -154,7 +154,7 @@ def gradient_rule(A: Any, y: Any, *, rtol: float = 0.0, atol: float = 0.0) -> St
     adjoint = A.H if hasattr(A, "H") else A.T
     return StoppingRule(
         measure=lambda state: to_float(norm(adjoint @ state.r)),
-        verify=lambda x: to_float(norm(adjoint @ (y - A @ x))),
+        verify=lambda state: to_float(norm(adjoint @ (y - A @ state.x))),
         bound=_tolerance(rtol, atol, to_float(norm(adjoint @ y))),
         name="gradient norm",
     )
@@ -179,7 +179,7 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
     delta = as_scalar(delta, "delta", positive=True)
     return StoppingRule(
         measure=lambda state: to_float(norm(state.r)),
-        verify=lambda x: to_float(norm(y - A @ x)),
+        verify=lambda state: to_float(norm(y - A @ state.x)),
         bound=as_scalar(tau, "tau", minimum=1.0) * delta,
         name="residual norm (discrepancy principle)",
     )
@@ -191,7 +191,7 @@ def _verdict(rules: tuple[StoppingRule, ...], state: Any) -> tuple[bool, str] | 
     for rule in rules:
         measured = rule.measure(state)
         if measured <= rule.bound:
-            value = rule.verify(state.x)
+            value = rule.verify(state)
             if value <= rule.bound:
                 return True, f"{rule.name} {value:.3e} is at most {rule.bound:.3e}"
             if measured <= 0.1 * rule.bound:
@@ -285,7 +285,7 @@ def run(
                     history[name].append(to_float(measure(state)))
                 if callback is not None:
                     callback(k, state)
-            if not math.isfinite(to_float(inner(state.x, state.x))):
+            if not math.isfinite(to_float(norm(state.x))):
                 verdict = False, f"not finite: the iterate overflowed by iteration {k}"
             else:
                 verdict = _verdict(rules, state)

@@ -25,6 +25,7 @@ __all__ = [
     "INK",
     "figure",
     "pixels",
+    "plot_amplification",
     "plot_coefficients",
     "plot_error",
     "plot_factors",
@@ -592,5 +593,43 @@ def plot_coefficients(
     ax.set_ylim(bottom=floor)
     ax.set_xlabel("index $i$")
     ax.set_ylabel("size of the coefficient")
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_amplification(
+    frequency: Array,
+    gains: Mapping[str, Array],
+    *,
+    level: float | None = None,
+    mark: float | None = None,
+    xlabel: str = "number of periods",
+    ax: Any = None,
+) -> Any:
+    """Draw by how much inverses amplify a wave, over its frequency; both axes logarithmic.
+
+    Parameters
+    ----------
+    frequency : array, shape (n,)
+        Positive.
+    gains : dict
+        Label to array of shape (n,).
+    level : float, optional
+        Drawn as a dotted horizontal line: one over the noise, say.
+    mark : float, optional
+        A frequency, drawn as a vertical line.
+    """
+    ax, f = _axes(ax), _numpy(frequency)
+    for (label, values), look in zip(gains.items(), _strokes(), strict=False):
+        ax.loglog(
+            f, _same_length(label, _numpy(values), "the frequency", f.size), label=label, **look
+        )
+    if level is not None:
+        ax.axhline(level, color=INK, linewidth=1, linestyle=":")
+    if mark is not None:
+        ax.axvline(mark, color=INK, linewidth=0.8, zorder=0)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("amplification")
     _legend_row(ax)
     return ax

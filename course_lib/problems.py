@@ -1,8 +1,9 @@
 r"""Seeded test problems whose true solution is known.
 
 Every problem is a :class:`Problem`: an operator, the truth, exact and noisy data. The noise is
-white and Gaussian, drawn from ``numpy.random.default_rng(seed)``, so a problem has the same
-numbers in every library; ``like`` chooses namespace, dtype and device.
+drawn from ``numpy.random.default_rng(seed)``, so a problem has the same numbers in every library;
+``like`` chooses namespace, dtype and device. The noise is white and Gaussian;
+:meth:`Problem.with_noise` makes the same problem with noise of another kind.
 
 ``noise`` is the relative noise level :math:`\delta/\|y_{\mathrm{exact}}\|`.
 """
@@ -11,14 +12,27 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from array_api_compat import array_namespace, is_torch_array
 
-from .arrays import Array, as_choice, as_count, as_real, as_scalar, asarray_like, inner, to_float
-from .operators import LinearOperator, convolution, matrix
+from .arrays import (
+    Array,
+    as_choice,
+    as_count,
+    as_real,
+    as_scalar,
+    asarray_like,
+    detach,
+    inner,
+    to_float,
+)
+from .operators import LinearOperator, convolution, identity, matrix, radon
 
 __all__ = [
     "Problem",
     "add_noise",
+    "blocks",
     "blur_1d",
+    "compressed_sensing",
     "deblurring",
     "deriv2",
     "gravity",
@@ -30,6 +44,8 @@ __all__ = [
     "psf_motion",
     "shaw",
     "source_problem",
+    "spikes",
+    "tomography",
 ]
 
 
@@ -47,16 +63,21 @@ class Problem:
     y : array, shape ``A.out_shape``
         The data.
     noise_std : float
-        Standard deviation :math:`\sigma_e` of each entry of the noise e.
+        Standard deviation :math:`\sigma_e` of each entry of the noise e; where it differs from
+        entry to entry (Poisson noise), its root mean square.
     delta : float
         Noise level :math:`\delta=\sigma_e\sqrt m`, in the units of y. The norm of the noise is
-        δ in the mean square: :math:`\mathbb E\|e\|^2=\delta^2`.
+        δ in the mean square, for every kind of noise: :math:`\mathbb E\|e\|^2=\delta^2`.
     grid : array or None
         Points where x is sampled; None for pictures.
     data_grid : array or None
         Points where y is sampled.
     source : array or None
         The source element w of :func:`source_problem`.
+    cov : array or None
+        Covariance Γ of the noise. None where it is :math:`\sigma_e^2I`; an array of the shape of
+        y where it is diagonal (Poisson noise): the variances; else (coloured noise) the matrix,
+        shape (m, m).
     """
 
     name: str
@@ -69,8 +90,18 @@ class Problem:
     grid: Array | None = None
     data_grid: Array | None = None
     source: Array | None = None
+    cov: Array | None = None
 
-    def with_noise(self, noise: float, *, seed: int = 0, exact_norm: bool = False) -> "Problem":
+    def with_noise(
+        self,
+        noise: float,
+        *,
+        kind: str = "white",
+        seed: int = 0,
+        exact_norm: bool = False,
+        correlation: float = 0.9,
+        fraction: float = 0.05,
+    ) -> "Problem":
         """Return the same problem with new noise; the arguments are those of :func:`add_noise`.
 
         Examples
@@ -78,30 +109,84 @@ class Problem:
         >>> problem = deriv2(8).with_noise(0.0)
         >>> bool((problem.y == problem.y_exact).all()), problem.delta
         (True, 0.0)
+        >>> deriv2(8).with_noise(0.01, kind="coloured").cov.shape
+        (8, 8)
         """
-        y, noise_std = add_noise(self.y_exact, noise, seed=seed, exact_norm=exact_norm)
-        size = math.prod(self.y_exact.shape)
-        return replace(self, y=y, noise_std=noise_std, delta=noise_std * math.sqrt(size))
+        y, noise_std = add_noise(
+            self.y_exact,
+            noise,
+            kind=kind,
+            seed=seed,
+            exact_norm=exact_norm,
+            correlation=correlation,
+            fraction=fraction,
+        )
+        delta = noise_std * math.sqrt(math.prod(y.shape))
+        cov = _covariance(self.y_exact, noise_std, kind, correlation)
+        return replace(self, y=y, noise_std=noise_std, delta=delta, cov=cov)
 
 
 def add_noise(
-    y: Array, noise: float, *, seed: int = 0, exact_norm: bool = False
+    y: Array,
+    noise: float,
+    *,
+    kind: str = "white",
+    seed: int = 0,
+    exact_norm: bool = False,
+    correlation: float = 0.9,
+    fraction: float = 0.05,
 ) -> tuple[Array, float]:
-    r"""Return y plus white Gaussian noise, and the standard deviation of the noise.
+    r"""Return y plus noise e, and the standard deviation of the noise.
 
-    .. math:: e_i\sim\mathcal N(0,\sigma_e^2),\qquad
+    Every kind has mean 0 and the same size, which ``noise`` sets:
+
+    .. math:: \frac1m\,\mathbb E\|e\|^2=\sigma_e^2,\qquad
         \sigma_e=\mathtt{noise}\cdot\frac{\|y\|}{\sqrt m} .
+
+    - ``white``: :math:`e_i\sim\mathcal N(0,\sigma_e^2)`, independent; covariance
+      :math:`\Gamma=\sigma_e^2I`.
+    - ``coloured``: stationary Gaussian noise in which neighbours have correlation c,
+      :math:`e_i=c\,e_{i-1}+\sqrt{1-c^2}\,\sigma_e\,\xi_i` with independent
+      :math:`\xi_i\sim\mathcal N(0,1)`; :math:`\Gamma_{ij}=\sigma_e^2\,c^{|i-j|}`.
+    - ``poisson``: counts, :math:`y_i+e_i\sim\operatorname{Poisson}(ay_i)/a`, with
+      :math:`a=\bar y/\sigma_e^2` counts in a unit of y (:math:`\bar y` is the mean of y);
+      :math:`\Gamma=\operatorname{diag}(y_i/a)`.
+    - ``outliers``: white noise in which a fraction of the entries has 10 times the standard
+      deviation of the others. Which entries is random, so that :math:`\Gamma=\sigma_e^2I`;
+      :math:`\sigma_e` counts large and small ones.
 
     Parameters
     ----------
     y : array
+        For coloured noise one-dimensional, for Poisson noise without negative entries (up to
+        rounding).
     noise : float
         Relative noise level, at least 0.
+    kind : {"white", "coloured", "poisson", "outliers"}
     seed : int
-        Seed of ``numpy.random.default_rng``. One seed gives one pattern, whatever its level.
+        Seed of ``numpy.random.default_rng``. One seed gives one pattern, whatever its level;
+        only Poisson noise is another at every level.
     exact_norm : bool
         Rescale the noise to :math:`\|e\|=\mathtt{noise}\,\|y\|` exactly: the noise level of
-        the convergence theorems is a bound, not an average.
+        the convergence theorems is a bound, not an average. Not for Poisson noise.
+    correlation : float
+        For coloured noise: the correlation c of neighbours, between -1 and 1.
+    fraction : float
+        For outliers: the part of the entries that they hit, rounded to whole entries. The places
+        are random.
+
+    Returns
+    -------
+    y : array
+        The noisy data.
+    noise_std : float
+        :math:`\sigma_e`.
+
+    Notes
+    -----
+    Poisson noise is zero where y is zero: a weighted fit must leave these entries out, or raise
+    their variance, to that of one count say, :math:`1/a^2`. Rounding of y can change a count, so
+    that this noise may be another in single than in double precision.
 
     Examples
     --------
@@ -109,16 +194,82 @@ def add_noise(
     >>> y, noise_std = add_noise(np.full(4, 3.0), 0.1, exact_norm=True)
     >>> round(noise_std, 3), round(float(np.linalg.norm(y - 3.0)), 3)
     (0.3, 0.6)
+    >>> add_noise(np.full(4, 4.0), 0.5, kind="poisson")
+    (array([2., 0., 7., 3.]), 2.0)
     """
     y = as_real(y, "y")
     noise = as_scalar(noise, "noise", minimum=0.0)
     seed = as_count(seed, "seed")
-    size = math.prod(y.shape)
-    e = np.random.default_rng(seed).standard_normal(tuple(y.shape))
+    as_choice(kind, "kind", ("white", "coloured", "poisson", "outliers"))
+    noise_std = noise * math.sqrt(to_float(inner(y, y)) / math.prod(y.shape))
+    rng = np.random.default_rng(seed)
+    if kind == "poisson":
+        if exact_norm:
+            raise ValueError(
+                "exact_norm is not for Poisson noise, because counts cannot be rescaled: "
+                "expected False, got True"
+            )
+        return y + asarray_like(_count_errors(rng, y, noise_std), y), noise_std
+    e = rng.standard_normal(tuple(y.shape))
+    if kind == "coloured":
+        e = _coloured(e, correlation)
+    if kind == "outliers":
+        e = _with_outliers(rng, e, fraction)
     if exact_norm:
-        e *= math.sqrt(size) / np.linalg.norm(e)
-    noise_std = noise * math.sqrt(to_float(inner(y, y)) / size)
+        e *= math.sqrt(e.size) / np.linalg.norm(e)
     return y + asarray_like(noise_std * e, y), noise_std
+
+
+def _coloured(e: np.ndarray, correlation: float) -> np.ndarray:
+    """Turn white noise of variance 1 into noise in which neighbours have this correlation."""
+    c = as_scalar(correlation, "correlation")
+    if not -1 < c < 1:
+        raise ValueError(f"correlation is out of range: expected a number in (-1, 1), got {c}")
+    e = as_real(e, "y", ndim=1)  # the shape of y
+    # Stationary: the first entry has variance 1 as it is.
+    for i in range(1, e.size):
+        e[i] = c * e[i - 1] + math.sqrt(1 - c**2) * e[i]
+    return e
+
+
+def _with_outliers(rng: np.random.Generator, white: np.ndarray, fraction: float) -> np.ndarray:
+    """Make a fraction of white noise 10 times as large, and all of it of mean square 1 again."""
+    fraction = as_scalar(fraction, "fraction", minimum=0.0)
+    if fraction > 1:
+        raise ValueError(f"fraction is too large: expected at most 1, got {fraction}")
+    factors = np.ones(white.size)
+    factors[rng.choice(white.size, round(fraction * white.size), replace=False)] = 10.0
+    return white * factors.reshape(white.shape) / math.sqrt((factors**2).mean())
+
+
+def _count_errors(rng: np.random.Generator, y: Array, noise_std: float) -> np.ndarray:
+    """Return Poisson(ay)/a − y, where a makes the mean variance noise_std²."""
+    y = np.asarray(detach(y).cpu() if is_torch_array(y) else y, dtype=np.float64)
+    if y.min() < -1e-5 * y.max():
+        raise ValueError(
+            f"y must not be negative: Poisson noise expected means of at least 0, got {y.min()}"
+        )
+    if noise_std == 0:
+        return np.zeros(y.shape)
+    means = np.clip(y, 0.0, None)
+    a = means.mean() / noise_std**2
+    most = a * means.max()
+    if most > 1e15:  # from 2^53 on a float does not hold every whole number
+        raise ValueError(f"noise is too small: expected at most 1e15 counts an entry, got {most:g}")
+    return rng.poisson(a * means) / a - y
+
+
+def _covariance(y: Array, noise_std: float, kind: str, correlation: float) -> Array | None:
+    """Return the covariance of the noise as :class:`Problem` keeps it."""
+    if noise_std > 0 and kind == "poisson":
+        xp = array_namespace(y)
+        means = xp.clip(y, 0.0, None)
+        return noise_std**2 / to_float(xp.mean(means)) * means
+    if noise_std > 0 and kind == "coloured":
+        i = np.arange(y.shape[0])
+        lag = np.abs(np.subtract.outer(i, i))
+        return asarray_like(noise_std**2 * float(correlation) ** lag, y)
+    return None
 
 
 def _problem(
@@ -357,17 +508,186 @@ def blur_1d(
     t = _cells(n, 0.0, 1.0)[1]
     x = 1.0 * ((t > 0.12) & (t < 0.28)) + 0.5 * ((t >= 0.28) & (t < 0.38))
     x = x + 0.9 * np.exp(-(((t - 0.68) / 0.08) ** 2))
+    A = _gaussian_blur(n, width, boundary, like)
+    x, t = asarray_like(x, like), asarray_like(t, like)
+    return _problem("blur_1d", A, x, noise, seed, grid=t, data_grid=t)
+
+
+def _gaussian_blur(n: int, width: float, boundary: str, like: Array | None) -> LinearOperator:
+    """Return the blur of n cells of [0, 1]: a matrix, or for a periodic one a convolution."""
     psf = psf_gaussian(width * n, ndim=1)
     if psf.size > n:
         raise ValueError(
             "width is too large: the blur must fit into the interval, expected less than 1/12, "
             f"got {width}"
         )
-    x, psf, t = (asarray_like(values, like) for values in (x, psf, t))
-    A = convolution(psf, n, boundary=boundary)
-    if boundary == "zero":
-        A = matrix(A.to_dense())
-    return _problem("blur_1d", A, x, noise, seed, grid=t, data_grid=t)
+    A = convolution(asarray_like(psf, like), n, boundary=boundary)
+    return matrix(A.to_dense()) if boundary == "zero" else A
+
+
+def _sparse(rng: np.random.Generator, n: int, s: int, gap: int = 1) -> np.ndarray:
+    """Return s entries among n, of size 1 to 2 and random sign, ``gap`` apart and from the ends."""
+    x = np.zeros(n)
+    # A choice among fewer places, pulled apart: all admissible sets are equally likely.
+    places = np.sort(rng.choice(n - (s + 1) * (gap - 1), s, replace=False))
+    places += (gap - 1) * np.arange(1, s + 1)
+    x[places] = rng.choice([-1.0, 1.0], s) * rng.uniform(1.0, 2.0, s)
+    return x
+
+
+def spikes(
+    n: int = 256,
+    s: int = 8,
+    *,
+    width: float = 0.02,
+    separation: float = 0.05,
+    noise: float = 1e-2,
+    seed: int = 0,
+    like: Array | None = None,
+) -> Problem:
+    r"""A few spikes on [0, 1], blurred by a Gaussian: sparse deconvolution.
+
+    .. math:: y_i=\sum_jp_{i-j}\,x_j+e_i,\qquad p_k\propto e^{-(k/n)^2/(2w^2)},
+        \qquad\sum_kp_k=1 .
+
+    On n equal cells. :math:`x_j` is the mass of the spike in cell j, 1 to 2 with a random sign,
+    at seeded random places. A is a dense symmetric Toeplitz matrix (zero outside), severely
+    ill-conditioned; its columns have sum 1 and norm about :math:`(2wn\sqrt\pi)^{-1/2}`, but for
+    those near the ends.
+
+    Parameters
+    ----------
+    n, s : int
+        Number of cells and of spikes.
+    width : float
+        Standard deviation w of the blur, in units of the interval.
+    separation : float
+        Smallest distance of two spikes, and of a spike from the ends, in units of the interval.
+        Rounded up to whole cells, at least one.
+    noise, seed, like :
+        As in :func:`deriv2`. The seed chooses the spikes too.
+
+    Raises
+    ------
+    ValueError
+        If the spikes do not fit into the interval.
+
+    References
+    ----------
+    Claerbout and Muir (1973), Geophysics 38, 826-844; Santosa and Symes (1986), SIAM J. Sci.
+    Stat. Comput. 7, 1307-1330.
+
+    Examples
+    --------
+    >>> problem = spikes(100, 5)
+    >>> int((problem.x_true != 0).sum()), problem.A.out_shape
+    (5, (100,))
+    """
+    n, s = as_count(n, "n", minimum=8), as_count(s, "s", minimum=1)
+    width = as_scalar(width, "width", positive=True)
+    separation = as_scalar(separation, "separation", minimum=0.0)
+    # A distance that is a whole number of cells but for rounding is that number.
+    gap = max(1, math.ceil(separation * n - 1e-9))
+    if (s + 1) * gap > n + 1:
+        raise ValueError(
+            f"separation is too large for s spikes: expected at most {(n + 1) // (s + 1)} of the "
+            f"{n} cells, got {gap}"
+        )
+    x = _sparse(np.random.default_rng([as_count(seed, "seed"), 1]), n, s, gap)
+    x, t = asarray_like(x, like), asarray_like(_cells(n, 0.0, 1.0)[1], like)
+    A = _gaussian_blur(n, width, "zero", like)
+    return _problem("spikes", A, x, noise, seed, grid=t, data_grid=t)
+
+
+def compressed_sensing(
+    m: int = 80,
+    n: int = 200,
+    s: int = 10,
+    *,
+    ensemble: str = "gaussian",
+    noise: float = 1e-2,
+    seed: int = 0,
+    like: Array | None = None,
+) -> Problem:
+    r"""A sparse vector from few random measurements: :math:`y=Ax+e` with m < n.
+
+    The truth has s entries that are not zero, of size 1 to 2 with a random sign, at random
+    places. One seed gives one truth for all ensembles and all m.
+
+    - ``gaussian``: independent entries from :math:`\mathcal N(0,1/m)`.
+    - ``bernoulli``: independent entries :math:`\pm1/\sqrt m`.
+    - ``cosine``: m random rows of the orthonormal discrete cosine transform, times
+      :math:`\sqrt{n/m}`; :math:`AA^\top=\tfrac nmI`.
+
+    A column has norm 1: exactly for ``bernoulli``, in the mean square for the other two.
+
+    Parameters
+    ----------
+    m, n, s : int
+        Measurements, unknowns, entries of the truth that are not zero.
+    ensemble : {"gaussian", "bernoulli", "cosine"}
+    noise, seed, like :
+        As in :func:`deriv2`. The seed chooses matrix and truth too.
+
+    References
+    ----------
+    Candès, Romberg and Tao (2006), IEEE Trans. Inf. Theory 52, 489-509; Donoho (2006), IEEE
+    Trans. Inf. Theory 52, 1289-1306.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = compressed_sensing(16, 40, 3, ensemble="bernoulli").A.to_dense()
+    >>> A.shape, float(np.abs(A).max()), float(np.abs(A).min())
+    ((16, 40), 0.25, 0.25)
+    """
+    n, seed = as_count(n, "n", minimum=1), as_count(seed, "seed")
+    as_choice(ensemble, "ensemble", ("gaussian", "bernoulli", "cosine"))
+    m = as_count(m, "m", minimum=1, maximum=n if ensemble == "cosine" else None)
+    rng = np.random.default_rng([seed, 1])
+    x = _sparse(rng, n, as_count(s, "s", minimum=1, maximum=n))
+    if ensemble == "cosine":
+        rows = np.sort(rng.choice(n, m, replace=False))
+        M = np.cos(math.pi * np.outer(rows, _cells(n, 0.0, 1.0)[1]))
+        M *= np.sqrt(np.where(rows == 0, 1.0, 2.0))[:, None]
+    else:
+        M = (
+            rng.standard_normal((m, n))
+            if ensemble == "gaussian"
+            else rng.choice([-1.0, 1.0], (m, n))
+        )
+    A = matrix(asarray_like(M / math.sqrt(m), like))
+    return _problem(f"compressed sensing {ensemble}", A, asarray_like(x, like), noise, seed)
+
+
+def blocks(
+    n: int = 256, *, noise: float = 0.1, seed: int = 0, like: Array | None = None
+) -> Problem:
+    r"""Denoising of a signal with 11 jumps, constant between them: :math:`A=I`.
+
+    .. math:: x(t)=\sum_{j=1}^{11}h_j\,[t>t_j],\qquad0\le t\le1,
+
+    at the midpoints of n cells. The signal starts and ends at 0 and lies between -2 and 5.2; its
+    gradient is sparse, and so are its Haar coefficients.
+
+    References
+    ----------
+    Donoho and Johnstone (1994), Biometrika 81, 425-455 ("Blocks").
+
+    Examples
+    --------
+    >>> x = blocks(1024).x_true
+    >>> int((x[1:] != x[:-1]).sum()), float(x.min()), float(x.max())
+    (11, -2.0, 5.2)
+    """
+    n = as_count(n, "n", minimum=2)
+    t = _cells(n, 0.0, 1.0)[1]
+    places = np.array([0.10, 0.13, 0.15, 0.23, 0.25, 0.40, 0.44, 0.65, 0.76, 0.78, 0.81])
+    jumps = np.array([4.0, -5.0, 3.0, -4.0, 5.0, -4.2, 2.1, 4.3, -3.1, 2.1, -4.2])
+    # Heights in tenths are summed as whole numbers, so that equal levels are equal.
+    x = np.append(0, np.cumsum(np.rint(10 * jumps)))[np.searchsorted(places, t)] / 10
+    x, t = asarray_like(x, like), asarray_like(t, like)
+    return _problem("blocks", identity(n), x, noise, seed, grid=t, data_grid=t)
 
 
 def psf_gaussian(width: float, *, ndim: int = 2) -> np.ndarray:
@@ -443,7 +763,7 @@ def psf_disk(radius: float) -> np.ndarray:
     return psf / psf.sum()
 
 
-PICTURES = ("text", "page", "camera", "moon")
+PICTURES = ("text", "page", "camera", "moon", "shepp_logan")
 
 
 def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int = 0) -> np.ndarray:
@@ -451,7 +771,8 @@ def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int
 
     Parameters
     ----------
-    name : {"text", "page", "camera", "moon"}
+    name : {"text", "page", "camera", "moon", "shepp_logan"}
+        The last is no picture but a phantom for tomography, constant on ellipses.
     size : int or (rows, columns), optional
         The picture is reduced by the largest whole factor that leaves this size (means over
         blocks), and the middle is cut out. Without it, the whole picture.
@@ -466,8 +787,8 @@ def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int
     """
     from skimage import data
 
-    as_choice(name, "picture", tuple(PICTURES))
-    full = getattr(data, name)() / 255.0
+    as_choice(name, "picture", PICTURES)
+    full = data.shepp_logan_phantom() if name == "shepp_logan" else getattr(data, name)() / 255.0
     margin = as_count(margin, "margin")
     rows, columns = (
         full.shape if size is None else size if isinstance(size, tuple) else (size, size)
@@ -498,7 +819,7 @@ def deblurring(
 
     Parameters
     ----------
-    name : {"text", "page", "camera", "moon"}
+    name : {"text", "page", "camera", "moon", "shepp_logan"}
         Picture (:func:`picture`).
     psf : {"gaussian", "motion", "disk"} or array
         Point-spread function: ``psf_gaussian(width)``, ``psf_motion(width)``,
@@ -540,6 +861,92 @@ def deblurring(
             seen[margin : margin + x.shape[0], margin : margin + x.shape[1]], like
         )
     return _problem(f"deblurring {name}", A, asarray_like(x, like), noise, seed, y_exact)
+
+
+def tomography(
+    name: str = "shepp_logan",
+    *,
+    size: int = 64,
+    angles: int | Array = 60,
+    noise: float = 1e-2,
+    seed: int = 0,
+    data: str = "model",
+    like: Array | None = None,
+) -> Problem:
+    r"""A picture from its projections: :math:`y=Ax+e` with the Radon transform A.
+
+    x is a square picture of ``size`` pixels a side, gray values from 0 to 1; pixels that are not
+    in the inscribed disk are 0, because some rays would miss them. y is a sinogram, a row a
+    detector and a column an angle, in gray values times the width of a pixel: the same picture
+    in twice as many pixels has data twice as large (:func:`course_lib.operators.radon`).
+
+    Parameters
+    ----------
+    name : {"shepp_logan", "camera", "moon"}
+        The whole phantom or picture, reduced by means over areas (:func:`picture`).
+    size : int
+    angles : int or array
+        A number k of equally spaced angles, :math:`180^\circ i/k`, or the angles in degrees.
+    noise, seed :
+        As in :func:`add_noise`; :meth:`Problem.with_noise` makes Poisson noise, as of an
+        emission tomograph that counts.
+    data : {"model", "scene"}
+        What is projected when the data are made. ``model``: the pixels of x_true, so that
+        ``y_exact`` is A x_true: who then inverts the same A commits the inverse crime.
+        ``scene``: the picture in pixels of a third of the width, seen by detectors of a third of
+        the width, three of which give one value. Then ``y_exact`` differs from A x_true;
+        ``delta`` does not count this difference.
+    like : array, optional
+        NumPy array or torch tensor.
+
+    References
+    ----------
+    Shepp and Logan (1974), IEEE Trans. Nucl. Sci. 21, 21-43; for the inverse crime, Colton and
+    Kress (1992), Inverse Acoustic and Electromagnetic Scattering Theory.
+
+    Examples
+    --------
+    >>> problem = tomography(size=32, angles=10)
+    >>> problem.A.in_shape, problem.y.shape
+    ((32, 32), (32, 10))
+    """
+    as_choice(name, "picture", ("shepp_logan", "camera", "moon"))
+    as_choice(data, "data", ("model", "scene"))
+    n = as_count(size, "size", minimum=8)
+    if getattr(angles, "ndim", 0) == 0:
+        angles = 180 / as_count(angles, "angles", minimum=1) * np.arange(angles)
+    angles = np.array([to_float(angle) for angle in as_real(angles, "angles", ndim=1)])
+    A = radon(n, angles, like=asarray_like(angles, like))
+    from_centre = np.hypot.outer(np.arange(n) - n // 2, np.arange(n) - n // 2)
+    # A pixel reaches 0.71 from its centre.
+    inside = from_centre + 0.5**0.5 <= (n - 1) / 2
+    x = asarray_like(_reduced(picture(name), n) * inside, like)
+    y_exact = None
+    if data == "scene":
+        scene = _reduced(picture(name), 3 * n) * np.kron(inside, np.ones((3, 3)))
+        y_exact = asarray_like(_scene_sinogram(scene, n, angles), like)
+    return _problem(f"tomography {name}", A, x, noise, seed, y_exact)
+
+
+def _reduced(full: np.ndarray, n: int) -> np.ndarray:
+    """Return the means of a square picture over n x n equal squares."""
+    size = full.shape[0]
+    pixels, edges = np.arange(size), np.linspace(0, size, n + 1)
+    common = np.minimum.outer(edges[1:], pixels + 1) - np.maximum.outer(edges[:-1], pixels)
+    weights = np.clip(common, 0, None) * n / size
+    return weights @ full @ weights.T
+
+
+def _scene_sinogram(scene: np.ndarray, n: int, angles: np.ndarray) -> np.ndarray:
+    """Return projections of a scene of 3n x 3n pixels, in the units of n x n pixels."""
+    # Both turn about the middle of a pixel: the same point, if the scene of an even n is larger.
+    size = 3 * (n + 1 - n % 2)
+    scene = np.pad(scene, (0, size - 3 * n))
+    # One angle at a time, because the matrix of all would be large.
+    rays = [radon(size, angles[i : i + 1]) @ scene for i in range(angles.size)]
+    rays = np.concatenate(rays, axis=1)[: 3 * n]
+    # The mean of three detectors, and lengths in the larger pixels.
+    return rays.reshape(n, 3, -1).mean(axis=1) / 3
 
 
 def source_problem(

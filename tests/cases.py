@@ -1,16 +1,17 @@
-"""One table of operators, one of solvers, one of filters: a new entry inherits every property.
+"""Tables of operators, solvers, filters, functionals: a new entry inherits every property.
 
 An operator's entry gives its matrix a second time, written with NumPy or SciPy alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from course_lib import filters, linear, operators
+from course_lib import filters, functionals, linear, operators, proximal
 from course_lib.arrays import asarray_like
 from course_lib.iterate import gradient_rule, residual_rule
 
@@ -262,6 +263,146 @@ def _sparse() -> list[OperatorCase]:
     return [*map(scipy_case, kinds), torch_case("coo"), torch_case("csr")]
 
 
+def _haar(shape: tuple[int, ...], levels: int) -> np.ndarray:
+    """One column a coefficient: a product of means and differences over blocks of 2**j entries."""
+
+    def mean(n: int, j: int, i: int) -> np.ndarray:
+        return np.repeat(np.eye(n >> j)[i], 2**j) / 2 ** (j / 2)
+
+    def difference(n: int, j: int, i: int) -> np.ndarray:
+        sign = np.tile(np.repeat([1.0, -1.0], 2 ** (j - 1)), n >> j)
+        return sign * mean(n, j, i)
+
+    columns = []
+    for index in np.ndindex(*shape):
+        # The coarsest level whose block of means this index is not in.
+        outside = [any(i >= n >> j for i, n in zip(index, shape, strict=True)) for j in (1, 2, 3)]
+        j = next((j for j in range(1, levels + 1) if outside[j - 1]), None)
+        column = np.ones(())
+        for i, n in zip(index, shape, strict=True):
+            half = n >> (j or levels)
+            profile = mean(n, j or levels, i) if i < half else difference(n, j, i - half)
+            column = np.multiply.outer(column, profile)
+        columns.append(column.ravel())
+    return np.stack(columns, axis=1)
+
+
+def _strip_area(column: float, row: float, angle: float, t: float) -> float:
+    """The area that a pixel has in common with |ξ cos θ + η sin θ - t| <= 1/2, by clipping."""
+    normal = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
+    square = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    corners = square + np.array([column, -row])
+    for sign, limit in ((1, t + 0.5), (-1, 0.5 - t)):
+        kept = []
+        for p, q in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            over_p, over_q = sign * normal @ p - limit, sign * normal @ q - limit
+            if over_p <= 0:
+                kept.append(p)
+            if over_p * over_q < 0:
+                kept.append(p + over_p / (over_p - over_q) * (q - p))
+        if len(kept) < 3:
+            return 0.0
+        corners = np.array(kept)
+    u, v = corners.T
+    return 0.5 * abs(u @ np.roll(v, -1) - v @ np.roll(u, -1))
+
+
+@cache
+def _radon(n: int, angles: tuple[float, ...]) -> np.ndarray:
+    offsets = np.arange(n) - n // 2
+    return np.array(
+        [
+            [_strip_area(column, row, angle, t) for row in offsets for column in offsets]
+            for t in offsets
+            for angle in angles
+        ]
+    )
+
+
+def _tomography_and_wavelets() -> list[OperatorCase]:
+    angles = (0.0, 30.0, 45.0, 90.0, 117.3, 180.0, -20.0)
+    picture, vector = 1.0 + np.abs(_numbers(2, 3)), _numbers(4)
+    M = _numbers(6, 4)
+    cov = M.T @ M
+    weights = np.linalg.inv(np.linalg.cholesky(cov))
+    radons = [
+        OperatorCase(
+            f"radon-{n}",
+            lambda like, n=n: operators.radon(n, asarray_like(angles, like)),
+            lambda n=n: _radon(n, angles),
+            libraries=("numpy", "torch", "torch-cuda"),
+        )
+        for n in (1, 4, 5)
+    ]
+    wavelets = [
+        OperatorCase(
+            f"haar-{'x'.join(map(str, shape))}-{levels}",
+            lambda like, s=shape, j=levels: operators.haar(s, levels=j),
+            lambda s=shape, j=levels: _haar(s, j),
+            np.zeros((int(np.prod(shape)), 0)),
+        )
+        for shape, levels in (
+            ((2,), 1),
+            ((8,), 3),
+            ((12,), 2),
+            ((4, 4), 2),
+            ((4, 6), 1),
+            ((8, 4), 2),
+        )
+    ]
+    return [
+        *radons,
+        *wavelets,
+        OperatorCase(
+            "diagonal-picture",
+            lambda like: operators.diagonal(asarray_like(picture, like)),
+            lambda: np.diag(picture.ravel()),
+        ),
+        OperatorCase(
+            "diagonal-of-both-signs",
+            lambda like: operators.diagonal(asarray_like([0.5, -3.0, 1.0], like)),
+            lambda: np.diag([0.5, -3.0, 1.0]),
+        ),
+        OperatorCase(
+            "whitening-variances",
+            lambda like: operators.whitening(asarray_like(vector**2, like)),
+            lambda: np.diag(1 / np.abs(vector)),
+        ),
+        OperatorCase(
+            "whitening-matrix",
+            lambda like: operators.whitening(asarray_like(cov, like)),
+            lambda: weights,
+        ),
+        OperatorCase(
+            "whitening-of-composition",
+            lambda like: (
+                operators.whitening(asarray_like(cov, like))
+                @ operators.matrix(asarray_like(M.T, like))
+                @ operators.haar(6, levels=1)
+            ),
+            lambda: weights @ M.T @ _haar((6,), 1),
+        ),
+        OperatorCase(
+            "weighted-stack-of-pictures",
+            lambda like: (
+                operators.diagonal(asarray_like(_numbers(18), like))
+                @ operators.stack(
+                    operators.diagonal(asarray_like(picture, like)), operators.gradient((2, 3))
+                )
+            ),
+            lambda: (
+                _numbers(18)[:, None]
+                * np.vstack(
+                    [
+                        np.diag(picture.ravel()),
+                        next(c for c in _gradients() if c.name == "gradient-free-2x3").matrix(),
+                    ]
+                )
+            ),
+        ),
+    ]
+
+
 def _quiet_csr(tensor):
     import warnings
 
@@ -270,7 +411,14 @@ def _quiet_csr(tensor):
         return tensor.to_sparse_csr()
 
 
-OPERATORS = [*_combinations(), *_differences(), *_gradients(), *_convolutions(), *_sparse()]
+OPERATORS = [
+    *_combinations(),
+    *_differences(),
+    *_gradients(),
+    *_convolutions(),
+    *_tomography_and_wavelets(),
+    *_sparse(),
+]
 
 # ---------------------------------------------------------------- solvers
 
@@ -362,4 +510,292 @@ FILTERS = [
         lambda s, k: 1 - (1 - 0.9 * s**2) ** k,
         (0, 1, 2, 10, 1000),
     ),
+]
+
+# ---------------------------------------------------------------- functionals
+
+
+def _everything(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+@dataclass(frozen=True)
+class FunctionalCase:
+    """``build(like)`` returns the functional R for arrays of ``shape``; the rest is plain NumPy.
+
+    ``value`` is R and ``conjugate`` R*, each infinite outside its domain; ``allowed`` and
+    ``dual_allowed`` take an array into that domain. ``dual_prox(v, step)`` is the proximal map of
+    the conjugate, by a formula of its own and not from Moreau's identity.
+    """
+
+    name: str
+    build: Callable[[Any], functionals.Functional]
+    shape: tuple[int, ...]
+    value: Callable[[np.ndarray], float]
+    allowed: Callable[[np.ndarray], np.ndarray] = _everything
+    conjugate: Callable[[np.ndarray], float] | None = None
+    dual_allowed: Callable[[np.ndarray], np.ndarray] = _everything
+    dual_prox: Callable[[np.ndarray, float], np.ndarray] | None = None
+
+
+def _unless(broken: bool, value: float = 0.0) -> float:
+    return np.inf if broken else float(value)
+
+
+def _quadratic(M: np.ndarray | None, y: Any, w: Any = 1.0) -> Callable[[np.ndarray], float]:
+    def value(x: np.ndarray) -> float:
+        r = (x if M is None else M @ x) - y
+        return 0.5 * float(np.sum(w * r**2))
+
+    return value
+
+
+def _variation(x: np.ndarray, isotropic: bool) -> float:
+    total = 0.0
+    for i in np.ndindex(*x.shape):
+        steps = []
+        for axis in range(x.ndim):
+            j = tuple(a + (k == axis) for k, a in enumerate(i))
+            steps.append(x[j] - x[i] if j[axis] < x.shape[axis] else 0.0)
+        total += np.hypot.reduce(steps) if isotropic else np.abs(steps).sum()
+    return float(total)
+
+
+def _by_size(v: np.ndarray, excess: Callable[[float], float]) -> np.ndarray:
+    """v clipped to [-c, c], with c the root of ``excess``, by bisection."""
+    low, high = 0.0, float(np.abs(v).max())
+    if excess(low) <= 0:
+        return 0.0 * v
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return np.clip(v, -high, high)
+
+
+def _box_dual_prox(lower: float, upper: float) -> Callable:
+    def dual_prox(v: np.ndarray, step: float) -> np.ndarray:
+        # Of step * max(a p, b p) + ½(p - v)²: above the kink, below it, or at it.
+        return np.where(v > step * upper, v - step * upper, np.minimum(v - step * lower, 0.0))
+
+    return dual_prox
+
+
+def _norms_dual_prox(axis: int) -> Callable:
+    def dual_prox(v: np.ndarray, step: float) -> np.ndarray:
+        return v / np.maximum(1.0, np.linalg.norm(v, axis=axis, keepdims=True))
+
+    return dual_prox
+
+
+def _l1_case(name: str, build: Callable, lam: float, shape: tuple[int, ...]) -> FunctionalCase:
+    return FunctionalCase(
+        name,
+        build,
+        shape,
+        lambda x: lam * np.sum(np.abs(x)),
+        conjugate=lambda p: _unless(np.abs(p).max() > lam),
+        dual_allowed=lambda p: lam * np.tanh(p),
+        dual_prox=lambda v, step: np.clip(v, -lam, lam),
+    )
+
+
+def _group_case(axis: int, shape: tuple[int, ...]) -> FunctionalCase:
+    return FunctionalCase(
+        f"group_l1-{axis}",
+        lambda like: functionals.group_l1(axis),
+        shape,
+        lambda x: np.sum(np.linalg.norm(x, axis=axis)),
+        conjugate=lambda p: _unless(np.linalg.norm(p, axis=axis).max() > 1),
+        dual_allowed=lambda p: p / np.linalg.norm(p, axis=axis).max(),
+        dual_prox=_norms_dual_prox(axis),
+    )
+
+
+def _box_case(name: str, lower: float | None, upper: float | None) -> FunctionalCase:
+    a, b = -np.inf if lower is None else lower, np.inf if upper is None else upper
+
+    def dual_allowed(p: np.ndarray) -> np.ndarray:
+        return np.clip(p, -np.inf if np.isfinite(a) else 0.0, np.inf if np.isfinite(b) else 0.0)
+
+    def conjugate(p: np.ndarray) -> float:
+        # Summed entry by entry, because infinity times 0 is no number.
+        return sum(0.0 if q == 0 else max(a * q, b * q) for q in p.ravel())
+
+    return FunctionalCase(
+        name,
+        lambda like: functionals.box(lower, upper),
+        (2, 3),
+        lambda x: _unless((x < a).any() or (x > b).any()),
+        lambda x: np.clip(x, a, b),
+        conjugate,
+        dual_allowed,
+        _box_dual_prox(a, b),
+    )
+
+
+def _functionals() -> list[FunctionalCase]:
+    y, w, M, D = _numbers(2, 3), 0.3 + _numbers(2, 3) ** 2, _numbers(4, 6), _numbers(5, 6)
+    data, weights, radius = _numbers(4), 0.5 + _numbers(4) ** 2, 1.3
+
+    def squares(name: str, build: Callable, y: Any, w: Any) -> FunctionalCase:
+        return FunctionalCase(
+            name,
+            build,
+            (2, 3),
+            _quadratic(None, y, w),
+            conjugate=lambda p: 0.5 * np.sum(p**2 / w) + np.sum(p * y),
+            dual_prox=lambda v, step: (v - step * y) / (1 + step / w),
+        )
+
+    def elastic_conjugate(p: np.ndarray) -> float:
+        return float(np.sum(np.maximum(np.abs(p) - 0.8, 0) ** 2)) / (2 * 0.5)
+
+    def elastic_dual_prox(v: np.ndarray, step: float) -> np.ndarray:
+        outside = (0.5 * v + step * 0.8 * np.sign(v)) / (0.5 + step)
+        return np.where(np.abs(v) <= 0.8, v, outside)
+
+    def ball_dual_prox(v: np.ndarray, step: float) -> np.ndarray:
+        return _by_size(v, lambda c: np.maximum(np.abs(v) - c, 0).sum() - step * radius)
+
+    parts = ((functionals.l1(), (2,)), (functionals.box(0.0), (1,)))
+    return [
+        _l1_case("l1", lambda like: functionals.l1(), 1.0, (2, 3)),
+        _l1_case("l1-scaled", lambda like: 2.5 * functionals.l1(), 2.5, (6,)),
+        FunctionalCase(
+            "elastic_net",
+            lambda like: functionals.elastic_net(0.8, 0.5),
+            (2, 3),
+            lambda x: 0.8 * np.sum(np.abs(x)) + 0.25 * np.sum(x**2),
+            conjugate=elastic_conjugate,
+            dual_prox=elastic_dual_prox,
+        ),
+        squares("squared_l2", lambda like: functionals.squared_l2(), 0.0, 1.0),
+        FunctionalCase(
+            "squared_l2-D",
+            lambda like: functionals.squared_l2(asarray_like(D, like)),
+            (6,),
+            _quadratic(D, 0.0),
+        ),
+        squares(
+            "least_squares-identity",
+            lambda like: functionals.least_squares(None, asarray_like(y, like)),
+            y,
+            1.0,
+        ),
+        squares(
+            "least_squares-identity-weights",
+            lambda like: functionals.least_squares(
+                None, asarray_like(y, like), weights=asarray_like(w, like)
+            ),
+            y,
+            w,
+        ),
+        FunctionalCase(
+            "least_squares",
+            lambda like: functionals.least_squares(asarray_like(M, like), asarray_like(data, like)),
+            (6,),
+            _quadratic(M, data),
+        ),
+        FunctionalCase(
+            "least_squares-weights",
+            lambda like: functionals.least_squares(
+                asarray_like(M, like),
+                asarray_like(data, like),
+                weights=asarray_like(weights, like),
+            ),
+            (6,),
+            _quadratic(M, data, weights),
+        ),
+        _group_case(0, (2, 3)),
+        _group_case(1, (2, 3, 2)),
+        *(
+            FunctionalCase(
+                f"total_variation-{'isotropic' if i else 'anisotropic'}-{len(shape)}d",
+                lambda like, shape=shape, i=i: functionals.total_variation(shape, isotropic=i),
+                shape,
+                lambda x, i=i: _variation(x, i),
+            )
+            for shape in ((5,), (3, 4), (2, 3, 2))
+            for i in (True, False)
+        ),
+        _box_case("box", -0.5, 0.25),
+        _box_case("box-below", 0.0, None),
+        _box_case("box-above", None, 0.5),
+        FunctionalCase(
+            "l1_ball",
+            lambda like: functionals.l1_ball(radius),
+            (2, 3),
+            lambda x: _unless(np.abs(x).sum() > radius),
+            lambda x: x * min(1.0, 0.999 * radius / np.abs(x).sum()),
+            lambda p: radius * np.abs(p).max(),
+            dual_prox=ball_dual_prox,
+        ),
+        FunctionalCase(
+            "separable",
+            lambda like: functionals.separable(*parts),
+            (3,),
+            lambda x: np.abs(x[:2]).sum() + _unless(x[2] < 0),
+            lambda x: np.array([x[0], x[1], abs(x[2])]),
+            lambda p: _unless(np.abs(p[:2]).max() > 1 or p[2] > 0),
+            lambda p: np.array([np.tanh(p[0]), np.tanh(p[1]), -abs(p[2])]),
+            lambda v, step: np.array([*np.clip(v[:2], -1, 1), min(v[2], 0.0)]),
+        ),
+    ]
+
+
+FUNCTIONALS = _functionals()
+
+# ---------------------------------------------------------------- proximal iterations
+
+
+@dataclass(frozen=True)
+class ProximalCase:
+    """``start(A, y, lam, x0, step)`` returns the generator for ½‖Ax - y‖² + lam ‖x‖₁.
+
+    ``step`` is 1/‖A‖², or what the caller wants it to be. ``max_iter`` is enough to reach a
+    relative duality gap of 1e-9 for a condition number of 10.
+    """
+
+    name: str
+    start: Callable[..., Any]
+    max_iter: int
+
+
+def _composite(solver: Callable, **options: Any) -> Callable:
+    def start(A, y, lam, x0, step):
+        f, R = functionals.least_squares(A, y), lam * functionals.l1()
+        return solver(f, R, x0, step=step, **options)
+
+    return start
+
+
+def _admm(rho: float, relaxation: float) -> Callable:
+    def start(A, y, lam, x0, step):
+        K = operators.identity(tuple(x0.shape))
+        solve = proximal.least_squares_step(A, y, K)
+        R = lam * functionals.l1()
+        return proximal.admm(solve, R, K, x0, rho=rho / step, relaxation=relaxation)
+
+    return start
+
+
+def _pdhg(ratio: float) -> Callable:
+    def start(A, y, lam, x0, step):
+        # A stands in the place of K, so that the proximal map of the data term is known.
+        f, g = lam * functionals.l1(), functionals.least_squares(None, y)
+        root = step**0.5
+        return proximal.pdhg(A, f, g, x0, step=root * ratio, dual_step=root / ratio)
+
+    return start
+
+
+PROXIMAL = [
+    ProximalCase("ista", _composite(proximal.ista), 6000),
+    ProximalCase("fista", _composite(proximal.fista), 3000),
+    ProximalCase("fista-restart", _composite(proximal.fista, restart=True), 1000),
+    ProximalCase("admm", _admm(0.1, 1.0), 2000),
+    ProximalCase("admm-over", _admm(0.1, 1.7), 2000),
+    ProximalCase("admm-under", _admm(0.03, 0.6), 2000),
+    ProximalCase("pdhg", _pdhg(1.0), 4000),
+    ProximalCase("pdhg-long-primal", _pdhg(5.0), 4000),
 ]

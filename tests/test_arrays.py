@@ -79,6 +79,24 @@ def test_derivative_of_the_norm(torch):
     assert naive.grad.isnan().all()  # what norm() is for
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_norm_of_numbers_whose_squares_overflow_or_vanish(xp, dtype, torch):
+    like = make_like(xp, dtype)
+    largest, smallest = (300, -300) if dtype == "float64" else (36, -36)
+    for exponent in (largest, largest // 2, smallest // 2, smallest):
+        x = 10.0**exponent * np.array([[3.0, 0.0], [0.0, -4.0]])
+        value = norm(asarray_like(x, like))
+        assert_alike(value, like)
+        assert value.ndim == 0
+        assert to_float(value) == pytest.approx(5.0 * 10.0**exponent, rel=4 * eps(like))
+    # What is not finite stays so, and zero is zero.
+    for x, expected in (([np.inf, 1.0], np.inf), ([np.nan, 1.0], np.nan), ([0.0], 0.0)):
+        np.testing.assert_equal(to_float(norm(asarray_like(x, like))), expected)
+    x = torch.tensor([3e200, 4e200], dtype=torch.float64, requires_grad=True)
+    norm(x).backward()
+    np.testing.assert_allclose(x.grad.numpy(), [0.6, 0.8])
+
+
 def test_second_derivative_of_the_norm(torch):
     x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(norm, x)

@@ -18,7 +18,17 @@ from conftest import PRESENT, make_like
 from kit import assert_alike, to_numpy
 from test_layers import MATHEMATICS
 
-from course_lib import arrays, checks, filters, iterate, linear, operators, problems
+from course_lib import (
+    arrays,
+    checks,
+    choice,
+    filters,
+    iterate,
+    linear,
+    operators,
+    problems,
+    proximal,
+)
 from course_lib.arrays import asarray_like
 
 A = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]])  # symmetric positive definite
@@ -89,6 +99,18 @@ def solution(result: Any) -> Any:
     return result.x
 
 
+def chosen(rule: Callable, kinds: dict[str, str], without: tuple = (), **good: Any) -> Entry:
+    """A rule that chooses λ: its criterion on a grid, which is a list of plain numbers."""
+    kinds = {"A": "matrix", "y": "vector", "D": "matrix", "grid": "values", **kinds}
+    good = {"A": A, "y": Y, "D": D, "grid": S[::-1], **good}
+    return Entry(
+        lambda **options: rule(**options).values.tolist(),
+        {name: value for name, value in good.items() if name not in without},
+        {name: kind for name, kind in kinds.items() if name not in without},
+        {"A": "matrix", "D": "matrix"},
+    )
+
+
 TABLE: dict[str, Entry] = {
     # arrays
     "arrays.as_real": Entry(lambda x: arrays.as_real(x, "x"), {"x": Y}, {"x": "array"}),
@@ -144,6 +166,25 @@ TABLE: dict[str, Entry] = {
     "operators.subsampling": Entry(
         lambda mask: operators.subsampling(mask).to_dense(), {"mask": S > 1.5}, {"mask": "mask"}
     ),
+    "operators.radon": Entry(
+        lambda size, angles: operators.radon(size, angles).to_dense(),
+        {"size": 3, "angles": 10.0 * S},
+        {"size": "size", "angles": "vector"},
+    ),
+    "operators.haar": Entry(
+        lambda shape, levels: operators.haar(shape, levels=levels).to_dense(),
+        {"shape": (4, 2), "levels": 1},
+        {"shape": "shape", "levels": "size"},
+    ),
+    "operators.diagonal": Entry(
+        lambda weights: operators.diagonal(weights).to_dense(), {"weights": S}, {"weights": "array"}
+    ),
+    "operators.whitening": Entry(
+        lambda cov: operators.whitening(cov).to_dense(), {"cov": S}, {"cov": "vector"}
+    ),
+    "operators.whitening by matrix": Entry(
+        lambda cov: operators.whitening(cov).to_dense(), {"cov": np.diag(Y)}, {"cov": "matrix"}
+    ),
     "operators.golub_kahan": Entry(
         lambda A, b, k: operators.golub_kahan(A, b, k)[2],
         {"A": A, "b": Y, "k": 2},
@@ -156,6 +197,49 @@ TABLE: dict[str, Entry] = {
     "linear.gmres": solved(linear.gmres),
     "linear.landweber": solved(linear.landweber, step="positive"),
     "linear.nu_method": solved(linear.nu_method, nu="positive", step="positive"),
+    # proximal
+    "proximal.lasso": Entry(
+        lambda A, y, lam, x0, rtol, max_iter: solution(
+            proximal.lasso(A, y, lam, x0, rtol=rtol, max_iter=max_iter)
+        ),
+        {"A": A, "y": Y, "lam": 0.5, "x0": S, "rtol": 1e-3, "max_iter": 9},
+        {
+            "A": "matrix",
+            "y": "vector",
+            "lam": "positive",
+            "x0": "vector",
+            "rtol": "at least 0",
+            "max_iter": "count",
+        },
+        {"A": "matrix"},
+    ),
+    "proximal.elastic_net": Entry(
+        lambda A, y, lam1, lam2: solution(proximal.elastic_net(A, y, lam1, lam2)),
+        {"A": A, "y": Y, "lam1": 0.5, "lam2": 0.5},
+        {"A": "matrix", "y": "vector", "lam1": "positive", "lam2": "at least 0"},
+        {"A": "matrix"},
+    ),
+    "proximal.prox_tv": Entry(
+        lambda v, lam, rtol, max_iter: solution(
+            proximal.prox_tv(v, lam, rtol=rtol, max_iter=max_iter)
+        ),
+        {"v": Y, "lam": 0.5, "rtol": 1e-3, "max_iter": 20},
+        {"v": "array", "lam": "at least 0", "rtol": "at least 0", "max_iter": "count"},
+    ),
+    "proximal.tv_deblur": Entry(
+        lambda A, y, lam, rtol, max_iter: solution(
+            proximal.tv_deblur(A, y, lam, rtol=rtol, max_iter=max_iter)
+        ),
+        {"A": A, "y": Y, "lam": 0.5, "rtol": 1e-3, "max_iter": 20},
+        {
+            "A": "matrix",
+            "y": "vector",
+            "lam": "positive",
+            "rtol": "at least 0",
+            "max_iter": "count",
+        },
+        {"A": "matrix"},
+    ),
     # filters
     "filters.decompose": Entry(
         lambda A: filters.decompose(A).s, {"A": A}, {"A": "matrix"}, {"A": "matrix"}
@@ -219,11 +303,58 @@ TABLE: dict[str, Entry] = {
         {"A": "matrix", "D": "matrix", "y": "vector"},
         {"A": "matrix", "D": "matrix"},
     ),
+    # choice
+    "choice.smoother": Entry(
+        lambda A, D, y: choice.smoother(A, D).fit(y).solve(0.5),
+        {"A": A, "D": D, "y": Y},
+        {"A": "matrix", "D": "matrix", "y": "vector"},
+        {"A": "matrix", "D": "matrix"},
+    ),
+    "choice.gcv": chosen(choice.gcv, {}),
+    "choice.loocv": chosen(choice.loocv, {}),
+    "choice.sure": chosen(choice.sure, {"noise_std": "positive"}, noise_std=0.5),
+    "choice.evidence": chosen(choice.evidence, {"noise_std": "positive"}, noise_std=0.5),
+    "choice.l_curve": chosen(choice.l_curve, {}),
+    "choice.discrepancy": chosen(
+        choice.discrepancy, {"delta": "positive", "tau": "at least 1"}, delta=0.3, tau=1.5
+    ),
+    "choice.oracle": chosen(
+        choice.oracle, {"x_true": "vector", "error": "choice"}, x_true=S, error="prediction"
+    ),
+    "choice.gcv by solver": chosen(
+        lambda A, y, **options: choice.gcv(A, y, solver=filters.tikhonov, **options),
+        {"probes": "size", "seed": "count"},
+        ("D",),
+        probes=2,
+        seed=0,
+    ),
+    "choice.k_fold": chosen(
+        lambda A, y, **options: choice.k_fold(A, y, filters.tikhonov, **options),
+        {"folds": "size", "seed": "count"},
+        ("D",),
+        folds=3,
+        seed=0,
+    ),
     # problems
     "problems.add_noise": Entry(
         lambda y, noise, seed: problems.add_noise(y, noise, seed=seed)[0],
         {"y": Y, "noise": 0.1, "seed": 0},
         {"y": "array", "noise": "at least 0", "seed": "count"},
+    ),
+    "problems.add_noise by kind": Entry(
+        lambda y, **options: problems.add_noise(y, 0.1, **options)[0],
+        {"y": Y, "kind": "coloured", "correlation": 0.5},
+        {"y": "array", "kind": "choice", "correlation": "number"},
+    ),
+    "problems.add_noise by counts": Entry(
+        lambda y, noise: problems.add_noise(y, noise, kind="poisson")[0],
+        {"y": Y, "noise": 0.1},
+        {"y": "array", "noise": "at least 0"},
+    ),
+    "problems.add_noise by outliers": Entry(
+        lambda y, fraction: problems.add_noise(y, 0.1, kind="outliers", fraction=fraction)[0],
+        {"y": Y, "fraction": 0.3},
+        {"y": "array", "fraction": "at least 0"},
     ),
     "problems.deriv2": problem(problems.deriv2, {"n": "size"}, n=8),
     "problems.shaw": problem(problems.shaw, {"n": "size"}, n=8),
@@ -234,6 +365,23 @@ TABLE: dict[str, Entry] = {
     "problems.heat": problem(problems.heat, {"n": "size", "kappa": "positive"}, n=8, kappa=1.0),
     "problems.blur_1d": problem(
         problems.blur_1d, {"n": "size", "width": "positive"}, n=32, width=0.03
+    ),
+    "problems.blocks": problem(problems.blocks, {"n": "size"}, n=8),
+    "problems.spikes": problem(
+        problems.spikes,
+        {"n": "size", "s": "size", "width": "positive", "separation": "at least 0"},
+        n=32,
+        s=3,
+        width=0.03,
+        separation=0.1,
+    ),
+    "problems.compressed_sensing": problem(
+        problems.compressed_sensing,
+        {"m": "size", "n": "size", "s": "size", "ensemble": "choice"},
+        m=8,
+        n=16,
+        s=2,
+        ensemble="cosine",
     ),
     "problems.source_problem": problem(
         problems.source_problem,
@@ -258,6 +406,15 @@ TABLE: dict[str, Entry] = {
         boundary="periodic",
         outside="model",
         size=16,
+    ),
+    "problems.tomography": problem(
+        problems.tomography,
+        {"name": "choice", "size": "size", "angles": "size", "data": "choice"},
+        {"name": "picture"},
+        name="shepp_logan",
+        size=16,
+        angles=3,
+        data="model",
     ),
     "problems.psf_gaussian": Entry(problems.psf_gaussian, {"width": 1.0}, {"width": "positive"}),
     "problems.psf_motion": Entry(
@@ -306,6 +463,9 @@ EXEMPT = {
     "iterate.Result": "a record",
     "iterate.StoppingRule": "a record",
     "operators.LinearOperator": "a record; what it is applied to is tested in test_operators.py",
+    "choice.Choice": "a record",
+    "choice.Fit": "a record; made by a Smoother, which checks the data",
+    "choice.Smoother": "a record",
     "filters.Spectrum": "a record",
     "filters.StandardForm": "a record",
     "problems.Problem": "a record",
@@ -444,11 +604,28 @@ def bad_values(kind: str, good: Any) -> dict[str, Any]:
 FINE = {
     ("problems.deblurring", "psf", "array"),
     ("problems.deblurring", "psf", "list"),
+    # Angles in degrees are taken too.
+    ("problems.tomography", "angles", "array"),
     # An operator made of this many entries is another operator, not a mistake.
     ("operators.convolution", "psf", "single"),
     ("checks.slope", "x", "single"),
+    ("operators.radon", "angles", "one more"),
+    ("operators.radon", "angles", "single"),
+    ("operators.whitening", "cov", "one more"),
+    ("operators.whitening", "cov", "single"),
+    # As many levels as the shape allows.
+    ("operators.haar", "levels", "None"),
     # None is a start at zero, and the identity for a penalty.
     *((f"linear.{name}", "x0", "None") for name in linear.__all__),
+    *(
+        (f"choice.{name}", argument, "None")
+        for name in choice.__all__
+        for argument in ("D", "grid", "noise_std")
+        if (name, argument) not in (("k_fold", "grid"), ("sure", "noise_std"))
+    ),
+    # A start at zero, and the tolerance that fits the precision.
+    ("proximal.lasso", "x0", "None"),
+    ("proximal.lasso", "rtol", "None"),
     ("filters.tikhonov", "D", "None"),
     ("filters.tikhonov by cgls", "D", "None"),
 }
@@ -515,6 +692,8 @@ def converted(entry: Entry, convert: Callable) -> dict[str, Any]:
 NUMPY_ANSWER = {"operators.golub_kahan", "filters.ritz_values"}
 # Refuses single precision, and says so.
 DOUBLE_ONLY = {"checks.taylor"}
+# A sparse matrix inside, which the strict library has not.
+NEEDS_SPARSE = {"operators.radon"}
 
 
 @pytest.mark.parametrize("name", WITH_ARRAYS)
@@ -538,6 +717,10 @@ def test_kind_of_the_answer(name, like):
     arguments = converted(entry, lambda x: asarray_like(x, like))
     if name in DOUBLE_ONLY and str(like.dtype).endswith("float32"):
         with pytest.raises(ValueError, match="double precision"):
+            entry.call(**arguments)
+        return
+    if name in NEEDS_SPARSE and "strict" in type(like).__module__:
+        with pytest.raises(ValueError, match="NumPy array or a PyTorch tensor, got"):
             entry.call(**arguments)
         return
     if not isinstance(like, np.ndarray) and name == "checks.taylor":
@@ -571,8 +754,15 @@ def test_tensors_that_require_grad(name, torch):
     if name != "checks.adjoint":
         np.testing.assert_allclose(to_numpy(value), expected, rtol=1e-10, atol=1e-12)
     if is_torch_array(value):
-        # GMRES says so; the factors of TSVD are constant where they have a derivative.
-        assert value.requires_grad != (name in ("linear.gmres", "filters.tsvd_factors"))
+        # They say so; the factors of TSVD are constant where they have a derivative.
+        constant = (
+            "linear.gmres",
+            "filters.tsvd_factors",
+            "operators.radon",
+            "proximal.lasso",
+            "proximal.elastic_net",
+        )
+        assert value.requires_grad != (name in constant)
 
 
 @pytest.mark.parametrize("name", WITH_ARRAYS)

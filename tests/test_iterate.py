@@ -44,7 +44,8 @@ def halving(start: float = 1.0, end: str | None = None, steps: int | None = None
 
 def below(bound: float, name: str = "size", verify=None) -> StoppingRule:
     size = lambda x: float(abs(x[0]))  # noqa: E731
-    return StoppingRule(lambda state: size(state.x), verify or size, bound, name)
+    measure = lambda state: size(state.x)  # noqa: E731
+    return StoppingRule(measure, verify or measure, bound, name)
 
 
 @pytest.fixture(params=SOLVERS, ids=lambda case: case.name)
@@ -136,6 +137,17 @@ def test_overflow_ends_with_a_reason(dtype):
             assert result.reason.startswith("not finite")
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_finite_numbers_whose_squares_are_not(scale):
+    """Neither called an overflow, nor a residual of zero."""
+    A, y = np.diag([1.0, 0.5]), scale * np.ones(2)
+    for max_iter, converged in ((3, False), (200, True)):
+        stop = residual_rule(A, y, rtol=1e-6)
+        result = run(landweber(A, y, step=1.0), stop=stop, max_iter=max_iter)
+        assert result.converged == converged, result.reason
+    np.testing.assert_allclose(result.x / scale, [1.0, 2.0], rtol=1e-5)
+
+
 # ---------------------------------------------------------------- relative, absolute, squared
 
 
@@ -185,7 +197,7 @@ def test_the_three_values_that_rules_measure(like):
         (discrepancy_rule(A, y, 1.0), np.linalg.norm(r)),
     ):
         assert rule.measure(state) == pytest.approx(expected, rel=10 * eps(like))
-        assert rule.verify(state.x) == pytest.approx(expected, rel=10 * eps(like))
+        assert rule.verify(state) == pytest.approx(expected, rel=10 * eps(like))
         assert isinstance(rule.measure(state), float)
 
 
@@ -237,7 +249,7 @@ def test_drift_of_the_updated_residual_is_told(rng):
 
 def test_an_optimistic_measure_does_not_stop_the_run():
     """Measured just under the bound, recomputed just above it: go on, and stop when it is true."""
-    rule = StoppingRule(lambda s: 0.9 * abs(s.x[0]), lambda x: abs(x[0]), bound=0.4, name="size")
+    rule = StoppingRule(lambda s: 0.9 * abs(s.x[0]), lambda s: abs(s.x[0]), bound=0.4, name="size")
     result = run(halving(0.88), stop=rule, max_iter=10)
     # 0.9 * 0.44 = 0.396 is below the bound, 0.44 is not.
     assert (result.converged, result.iterations, float(result.x[0])) == (True, 2, 0.22)

@@ -22,7 +22,7 @@ LAYERS: dict[str, set[str]] = {
     "operators": {"arrays", "iterate"},
     "functionals": {"arrays", "iterate", "operators"},
     "linear": _BASE,
-    "proximal": _BASE,
+    "proximal": _BASE | {"linear"},
     "filters": _BASE | {"linear", "proximal"},
     "choice": _BASE | {"linear", "proximal", "filters"},
     "implicit": _BASE | {"linear", "proximal"},
@@ -45,14 +45,21 @@ PUBLIC = {
     "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
     "is_sparse namespace norm to_float zeros",
     "checks": "Check adjoint slope taylor",
+    "choice": "Choice Fit Smoother discrepancy evidence gcv k_fold l_curve loocv oracle smoother "
+    "sure",
     "filters": "Spectrum StandardForm cgls_factors decompose filtered landweber_factors "
     "ritz_values standard_form tikhonov tikhonov_factors tsvd tsvd_factors",
+    "functionals": "Functional box elastic_net group_l1 l1 l1_ball least_squares separable "
+    "soft_threshold squared_l2 total_variation",
     "iterate": "Result StoppingRule discrepancy_rule gradient_rule residual_rule run",
     "linear": "cg cgls gmres landweber nu_method",
-    "operators": "LinearOperator as_operator convolution difference golub_kahan gradient "
-    "identity integration matrix stack subsampling",
-    "problems": "Problem add_noise blur_1d deblurring deriv2 gravity heat phillips picture "
-    "psf_disk psf_gaussian psf_motion shaw source_problem",
+    "operators": "LinearOperator as_operator convolution diagonal difference golub_kahan gradient "
+    "haar identity integration matrix radon stack subsampling whitening",
+    "problems": "Problem add_noise blocks blur_1d compressed_sensing deblurring deriv2 gravity "
+    "heat phillips picture psf_disk psf_gaussian psf_motion shaw source_problem spikes "
+    "tomography",
+    "proximal": "admm admm_rule elastic_net fista gap_rule gradient_descent ista lasso "
+    "lasso_gap_rule least_squares_step pdhg prox_gradient_rule prox_tv tv_deblur",
 }
 
 LINE_BUDGET = 2500

@@ -101,6 +101,7 @@ DRAWERS = {
     "plot_valleys": lambda **o: plotting.plot_valleys(
         {"one": (T, CURVES["two"])}, points={"two": (T, T)}, **o
     ),
+    "plot_amplification": lambda **o: plotting.plot_amplification(T, CURVES, level=0.1, **o),
     "plot_coefficients": lambda **o: plotting.plot_coefficients(CURVES, truth=T, **o),
 }
 

@@ -1,6 +1,6 @@
 """Make .venv, or bring it up to date, for one of the Makefile's targets.
 
-    python3 tools/environment.py book|lab|all [--torch yes|cpu|no]
+    python3 tools/environment.py book|lab|all|bench [--torch yes|cpu|no]
 
 It runs on the system's Python, before anything is installed, so it uses the standard library alone
 and says in words what is missing.  What was installed is remembered in .venv/installed.json; a
@@ -23,13 +23,15 @@ STAMP = os.path.join(VENV, "installed.json")
 SETS = {
     "book": ["book", "homework"],
     "lab": ["homework", "lab"],
-    "all": ["bench", "book", "dev", "homework", "lab", "test"],
+    "all": ["book", "dev", "homework", "lab", "test"],
+    "bench": ["bench"],
 }
 # Measured on Debian 12 with Python 3.11: download, disk, minutes on a fast line (2 cores).
 COSTS = {
     "book": "about 100 MB to fetch, 0.9 GB on disk, 2 to 3 minutes",
     "lab": "about 50 MB to fetch, 0.5 GB on disk, 1 to 2 minutes",
     "all": "about 160 MB to fetch, 1.1 GB on disk, 3 to 4 minutes",
+    "bench": "about 180 MB to fetch, 0.9 GB on disk, 2 to 3 minutes",
 }
 TORCH_COSTS = {
     "yes": "PyTorch comes on top: on Linux the build with CUDA, several GB; TORCH=cpu takes the "

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 HEAD = """\
 # Exact versions for Python 3.11, made by `python tools/lock.py`; do not edit by hand.
-# Use: pip install -c constraints.txt -e '.[book,lab,homework,test,bench,dev,torch]'
+# Use: pip install -c constraints.txt -e '.[book,lab,homework,test,dev,torch]'  (and bench)
 # torch is not here: pyproject.toml asks for exactly one version of it, and each platform has its
 # own build.  pip resolves this file on Python 3.12 and 3.13 too (`python tools/lock.py --check`).
 """

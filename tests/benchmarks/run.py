@@ -1,149 +1,106 @@
-"""Measure course_lib against its peers in one process: python tests/benchmarks/run.py OUT.json
+"""Measure course_lib against its peers: python tests/benchmarks/run.py OUT.json [CONTEST ...]
 
-Only ratios carry over to another machine. Each row says how far the two answers are apart, so that
-a ratio never compares answers of different quality; the raw repeats are kept. `make bench` gives
-the process one thread: a ratio then compares the work, whatever the number of cores.
+Only ratios carry over to another machine, and only where the answers are equally good: each row
+says how good both are, as one judge sees it, and a row whose answers are not comparable gets no
+ratio. `make bench` gives the process one thread, so that a ratio compares the work, whatever the
+number of cores. With names of contests only these are run. To show a full record in the book:
+
+    cp _build/bench.json book/appendix/performance.json
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import scipy.signal
-import scipy.sparse.linalg
-
-from course_lib import filters, linear, operators, problems
-from course_lib.iterate import run
-
-REPEATS = 7
-
-
-def seconds(task: Callable[[], Any]) -> float:
-    """Return the time of one run."""
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
-
-
-def row(name: str, ours: Callable[[], Any], peer: Callable[[], Any], peer_name: str) -> dict:
-    """Time two ways to the same answer in turn, and say how far the answers are apart."""
-    x, x_peer = np.asarray(ours()), np.asarray(peer())
-    mine, theirs = zip(*[(seconds(ours), seconds(peer)) for _ in range(REPEATS)], strict=True)
-    return {
-        "task": name,
-        "peer": peer_name,
-        "ratio": min(mine) / min(theirs),
-        "difference": float(np.linalg.norm(x - x_peer) / np.linalg.norm(x_peer)),
-        "ours_s": mine,
-        "peer_s": theirs,
-    }
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+PEERS = {
+    "celer": "celer",
+    "numpy": "numpy",
+    "pylops": "pylops",
+    "pyproximal": "pyproximal",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+    "scipy": "scipy",
+    "skglm": "skglm",
+}
+WORDS = {
+    "beyond": "beyond its bar",
+    "met": "meets its bar",
+    "missed": "MISSES ITS BAR",
+    "no bar": "no bar",
+    "not comparable": "NOT COMPARABLE",
+}
 
 
-def cgls_row(m: int, n: int, steps: int) -> dict:
-    """CGLS and SciPy's LSQR do the same number of steps on the same dense matrix."""
-    rng = np.random.default_rng(0)
-    A, y = rng.standard_normal((m, n)), rng.standard_normal(m)
-
-    def ours():
-        return run(linear.cgls(A, y), max_iter=steps, check_every=steps).x
-
-    def peer():
-        options = {"atol": 0.0, "btol": 0.0, "conlim": 0.0, "iter_lim": steps}
-        return scipy.sparse.linalg.lsqr(A, y, **options)[0]
-
-    return row(f"CGLS, {m} x {n}, {steps} steps", ours, peer, "scipy.sparse.linalg.lsqr")
+def missing() -> list[str]:
+    """Return the packages that are not installed."""
+    return [name for name, module in PEERS.items() if importlib.util.find_spec(module) is None]
 
 
-def convolution_row(side: int, width: float) -> dict:
-    """A blur that sees black outside the picture, against SciPy's convolution by FFT."""
-    psf = problems.psf_gaussian(width)
-    x = np.random.default_rng(0).standard_normal((side, side))
-    A = operators.convolution(psf, x.shape, boundary="zero")
-    return row(
-        f"convolution, {side} x {side}",
-        lambda: A @ x,
-        lambda: scipy.signal.fftconvolve(x, psf, mode="same"),
-        "scipy.signal.fftconvolve",
-    )
-
-
-def tikhonov_row(n: int) -> dict:
-    """Tikhonov's method on a dense matrix, against NumPy's least squares on the augmented one."""
-    problem = problems.shaw(n)
-    A, lam = problem.A.to_dense(), 1e-4
-
-    def peer():
-        stacked = np.vstack([A, lam**0.5 * np.eye(n)])
-        return np.linalg.lstsq(stacked, np.concatenate([problem.y, np.zeros(n)]), rcond=None)[0]
-
-    return row(
-        f"Tikhonov, {n} x {n}",
-        lambda: filters.tikhonov(A, problem.y, lam).x,
-        peer,
-        "numpy.linalg.lstsq, augmented",
-    )
-
-
-def many_lambdas_row(n: int, count: int) -> dict:
-    """One decomposition for many λ, against one least-squares problem for each."""
-    problem = problems.shaw(n)
-    A, lams = problem.A.to_dense(), np.logspace(-8, 0, count)
-
-    def ours():
-        spectrum = filters.decompose(A)
-        return [
-            filters.filtered(spectrum, problem.y, filters.tikhonov_factors(spectrum.s, lam))
-            for lam in lams
-        ]
-
-    def peer():
-        data = np.concatenate([problem.y, np.zeros(n)])
-        stacked = (np.vstack([A, lam**0.5 * np.eye(n)]) for lam in lams)
-        return [np.linalg.lstsq(M, data, rcond=None)[0] for M in stacked]
-
-    return row(f"Tikhonov, {n} x {n}, {count} λ", ours, peer, "numpy.linalg.lstsq, augmented")
+def lines(row: dict) -> list[str]:
+    """Return a row as it is printed: ratio and verdict, then everybody's accuracy and time."""
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    bar = "" if row["bar"] is None else f" (bar {row['bar']:g})"
+    words = WORDS[row["verdict"]]
+    shown = [f"{row['group']}: {row['title']}: ratio {ratio}{bar}, {words}"]
+    for entry in (row["ours"], *row["peers"]):
+        mark = "" if entry["reached"] else "  not good enough"
+        shown.append(
+            f"    {entry['name']:30s} {entry['setting']:15s} accuracy {entry['accuracy']:7.0e}"
+            f"  {1e3 * entry['min']:9.2f} ms{mark}"
+        )
+    return shown
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print a table, write the file."""
-    if len(argv) != 1:
+    """Measure, print the rows, write the record."""
+    if not argv:
         print(__doc__)
         return 2
-    rows = [
-        cgls_row(2000, 1000, 50),
-        convolution_row(512, 3.0),
-        tikhonov_row(500),
-        many_lambdas_row(200, 50),
-    ]
-    print(f"{'task':34s} {'peer':32s} {'ours':>9s} {'peer':>9s} {'ratio':>6s} {'difference':>10s}")
-    for r in rows:
-        ours, peer = statistics.median(r["ours_s"]), statistics.median(r["peer_s"])
-        print(
-            f"{r['task']:34s} {r['peer']:32s} {1e3 * ours:6.2f} ms {1e3 * peer:6.2f} ms "
-            f"{r['ratio']:6.2f} {r['difference']:10.0e}"
-        )
+    if missing():
+        print(f"Missing: {', '.join(missing())}. Install them with pip install -e '.[bench]'.")
+        return 1
+    for name in THREADS:
+        # Read when NumPy is loaded.
+        os.environ.setdefault(name, "1")
+    from contests import CONTESTS
+    from measuring import complaints
+
+    target, *names = argv
+    unknown = sorted(set(names) - set(CONTESTS))
+    if unknown:
+        print(f"No such contest: {', '.join(unknown)}; there are {', '.join(CONTESTS)}.")
+        return 2
+    start, rows = time.time(), []
+    for name in names or CONTESTS:
+        for row in CONTESTS[name]():
+            rows.append(row)
+            print("\n".join(lines(row)), flush=True)
     record = {
+        "schema": 1,
         "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
-        "versions": {name: version(name) for name in ("numpy", "scipy")},
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "versions": {name: version(name) for name in PEERS},
+        "seconds": time.time() - start,
         "rows": rows,
     }
-    target = Path(argv[0])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert not complaints(record), complaints(record)
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    missed = [row for row in rows if row["verdict"] in ("missed", "not comparable")]
+    print(f"{len(rows)} rows in {record['seconds']:.0f} s; {len(missed)} miss their bar.")
     return 0
 
 

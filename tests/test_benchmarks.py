@@ -1,0 +1,353 @@
+"""The benchmark: who counts, what a verdict says, whether the judges judge right, and its page."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import contests
+import measuring
+import numpy as np
+import pytest
+import run as bench
+from contests import TASKS
+from measuring import Contestant, Task
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED = ROOT / "book" / "appendix" / "performance.json"
+PAGE = ROOT / "book" / "appendix" / "performance.md"
+TASK = Task("a-task", "A group", "a title", "height", 1e-3, 1.0, 0.5)
+
+
+def entry(name: str, accuracy: float, *seconds: float) -> dict:
+    low, middle, high = (*seconds, *seconds, *seconds)[:3] if len(seconds) == 1 else seconds
+    numbers = {"min": low, "median": middle, "max": high}
+    return {
+        "name": name,
+        "setting": "",
+        "accuracy": accuracy,
+        "seconds": [low, middle, high],
+    } | numbers
+
+
+def record(*rows: dict) -> dict:
+    return {
+        "schema": 1,
+        "date": "2026-01-01",
+        "machine": "Linux x86_64",
+        "cores": 2,
+        "python": "3.11.7",
+        "threads": "1",
+        "versions": {"numpy": "2.4.6"},
+        "seconds": 1.0,
+        "rows": list(rows),
+    }
+
+
+# Who counts
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bar", "beyond", "word"),
+    [
+        (0.4, 1.0, 0.5, "beyond"),
+        (0.5, 1.0, 0.5, "beyond"),
+        (0.51, 1.0, 0.5, "met"),
+        (1.0, 1.0, 0.5, "met"),
+        (1.01, 1.0, 0.5, "missed"),
+        (0.1, 1.0, None, "met"),
+        (9.0, None, None, "no bar"),
+        (None, 1.0, 0.5, "not comparable"),
+        (None, None, None, "not comparable"),
+    ],
+)
+def test_verdict(ratio, bar, beyond, word):
+    assert measuring.verdict(ratio, bar, beyond) == word
+    assert word in measuring.VERDICTS
+    assert word in bench.WORDS
+
+
+def test_best_peer_is_the_fastest_that_counts():
+    peers = [entry("fast, wrong", 1e-2, 0.1), entry("slow", 0.0, 4.0), entry("good", 1e-3, 2.0)]
+    row = measuring.row(TASK, entry("course_lib", 1e-4, 3.0, 5.0, 7.0), peers)
+    assert (row["best"], row["ratio"], row["verdict"]) == ("good", 1.5, "missed")
+    assert [peer["reached"] for peer in row["peers"]] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(1e-2, 1e-4), (1e-4, 1e-2), (np.nan, 1e-4), (1e-4, np.nan)]
+)
+def test_no_ratio_between_answers_of_different_quality(ours, theirs):
+    row = measuring.row(TASK, entry("course_lib", ours, 1.0), [entry("peer", theirs, 9.0)])
+    assert row["ratio"] is None
+    assert row["verdict"] == "not comparable"
+
+
+def test_loosest():
+    def make(tol):
+        return lambda: tol
+
+    tolerances = [1e-1, 1e-2, 1e-3, 1e-4]
+    assert measuring.loosest(make, tolerances, lambda x: 3 * x, 1e-2) == 1e-3
+    assert measuring.loosest(make, tolerances, lambda x: 1.0, 1e-2) == 1e-4
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("needed", [1, 7, 100, 730])
+def test_fewest(power, needed):
+    tried = []
+
+    def make(steps):
+        tried.append(steps)
+        return lambda: steps
+
+    found = measuring.fewest(make, lambda k: (needed / k) ** power, 1.0, start=20, limit=1000)
+    assert needed <= found <= 1.06 * needed + 1
+    assert len(tried) <= 8
+
+
+def test_fewest_gives_up_at_the_limit():
+    assert measuring.fewest(lambda k: lambda: k, lambda k: 1 / k, 1e-9, start=10, limit=50) == 50
+
+
+def test_steps_until():
+    assert measuring.steps_until([5.0, 3.0, 1.0, 0.0], float, 1.0) == 3
+    assert measuring.steps_until([5.0, 3.0], float, 1.0) is None
+
+
+def test_callback_steps():
+    def solve(look):
+        for x in (5.0, 3.0, 1.0, 0.0):
+            look(x)
+
+    assert contests.callback_steps(solve, float, 1.0) == 3
+    assert contests.callback_steps(solve, float, -1.0) is None
+
+
+def test_measure_takes_turns():
+    turns = []
+
+    def way(name):
+        def solve():
+            turns.append(name)
+            return len(turns)
+
+        return Contestant(name, solve, f"told {name}")
+
+    found = measuring.measure([way("a"), way("b")], lambda answer: answer / 10, budget=1e-6)
+    assert turns == ["a", "b"] * (1 + measuring.FEWEST)
+    assert (found["a"]["accuracy"], found["b"]["accuracy"]) == (0.1, 0.2)
+    for name in "ab":
+        times = found[name]["seconds"]
+        assert len(times) == measuring.FEWEST
+        assert found[name]["min"] == min(times) <= found[name]["median"] <= found[name]["max"]
+        assert found[name]["setting"] == f"told {name}"
+
+
+# The record
+
+
+@pytest.fixture
+def rows():
+    peers = [entry("peer", 1e-4, 1.0, 2.0, 3.0)]
+    return [
+        measuring.row(Task("met", "G", "t", "m", 1e-3, 1.0, 0.5), entry("us", 0.0, 0.9), peers),
+        measuring.row(Task("missed", "G", "u", "m", 1e-3, 1.0, 0.5), entry("us", 0.0, 4.0), peers),
+        measuring.row(Task("free", "H", "v", "m", 1e-3), entry("us", 0.0, 4.0), peers),
+        measuring.row(Task("none", "H", "w", "m", 1e-9, 1.0), entry("us", 0.0, 4.0), peers),
+    ]
+
+
+def test_record_survives_json(rows):
+    again = json.loads(json.dumps(record(*rows)))
+    assert measuring.complaints(again) == []
+    assert [r["verdict"] for r in again["rows"]] == ["met", "missed", "no bar", "not comparable"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda r: r.pop("threads"), "expected the fields"),
+        (lambda r: r["rows"][0].pop("bar"), "expected the fields"),
+        (lambda r: r["rows"][0]["ours"].pop("median"), "expected the fields"),
+        (lambda r: r.update(schema=2), "schema"),
+        (lambda r: r.update(cores="2"), "cores"),
+        (lambda r: r["rows"][1].update(id="met"), "two rows"),
+        (lambda r: r["rows"][1].update(verdict="met"), "verdict"),
+        (lambda r: r["rows"][1].update(ratio=0.1), "ratio"),
+        (lambda r: r["rows"][3]["peers"][0].update(reached=True), "peers"),
+    ],
+)
+def test_complaints(rows, spoil, words):
+    wrong = copy.deepcopy(record(*rows))
+    spoil(wrong)
+    assert words in " ".join(measuring.complaints(wrong))
+
+
+def test_what_is_printed(rows):
+    text = "\n".join(line for row in rows for line in bench.lines(row))
+    assert "G: t: ratio 0.90 (bar 1), meets its bar" in text
+    assert "G: u: ratio 4.00 (bar 1), MISSES ITS BAR" in text
+    assert "H: w: ratio - (bar 1), NOT COMPARABLE" in text
+    assert text.count("not good enough") == 1
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    assert bench.main([]) == 2
+    monkeypatch.setattr(bench, "missing", list)
+    assert bench.main([str(tmp_path / "out.json"), "no-such-contest"]) == 2
+    assert "no-such-contest" in capsys.readouterr().out
+    monkeypatch.setattr(bench, "missing", lambda: ["celer"])
+    assert bench.main([str(tmp_path / "out.json")]) == 1
+    assert "celer" in capsys.readouterr().out
+    assert not (tmp_path / "out.json").exists()
+
+
+# The judges and the contests, at sizes of no interest
+
+
+def test_lasso_judge():
+    from sklearn.linear_model import Lasso
+
+    A, y = contests.gaussian(20, 30, 3)
+    judge = contests.Lasso(A, y, 0.1 * float(np.abs(A.T @ y).max()))
+    alpha = judge.lam / len(y)
+    x = Lasso(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=10**5).fit(A, y).coef_
+    assert judge.lower(x) == pytest.approx(judge.objective(x), rel=1e-10)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        z = x + 0.1 * rng.standard_normal(30)
+        assert judge.lower(z) < judge.objective(x) < judge.objective(z)
+
+
+def test_total_variation_judge():
+    rng = np.random.default_rng(0)
+    x, p = rng.standard_normal((5, 7)), rng.standard_normal((2, 5, 7))
+    assert (contests.differences(x) * p).sum() == pytest.approx(-(x * contests.divergence(p)).sum())
+    lower = contests.lower_bound_of_denoising(x, 0.3, 3000)
+
+    def objective(z):
+        return 0.5 * ((z - x) ** 2).sum() + 0.3 * contests.total_variation(z)
+
+    denoised = contests.skimage_denoiser(x, 0.3)(3000)
+    assert lower <= objective(denoised) == pytest.approx(lower, rel=1e-3)
+
+
+def finished(rows, *ids: str) -> None:
+    """All rows are there, and every answer counts: each peer's scaling is translated rightly."""
+    rows = list(rows)
+    assert [row["id"] for row in rows] == list(ids)
+    for row in rows:
+        assert all(e["reached"] for e in (row["ours"], *row["peers"])), bench.lines(row)
+    assert measuring.complaints(record(*rows)) == []
+
+
+def test_linear_contests():
+    finished(contests.cgls_rows("cgls", 60, 20, 40), "cgls")
+    finished(contests.convolution_rows("convolution", 32, 1.0), "convolution")
+    finished(contests.tikhonov_rows("tikhonov", 20), "tikhonov")
+    finished(contests.many_lambdas_rows("many-lambdas", 20, 5), "many-lambdas")
+
+
+def test_choice_contests():
+    finished(contests.leave_one_out_rows("leave-one-out", 30, 20), "leave-one-out")
+    finished(contests.path_rows("path", 40, 60, 5), "path")
+
+
+needs_peers = pytest.mark.skipif(bool(bench.missing()), reason="needs pip install -e '.[bench]'")
+
+
+@needs_peers
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lasso_contest():
+    A, y = contests.gaussian(40, 80, 5)
+    ids = ("lasso-gaussian-0.1", "fista-gaussian-0.1", "fista-distance-gaussian-0.1")
+    finished(contests.lasso_rows("gaussian-0.1", A, y, 0.1), *ids)
+
+
+@needs_peers
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_total_variation_contests():
+    v = contests.noisy_picture(size=32)
+    finished(contests.denoising_rows(v, 0.1, {"tv-1e-3": 1e-3}), "tv-1e-3")
+    finished(contests.deblurring_rows("deblurring", 32), "deblurring")
+    finished(contests.tomography_rows("tomography", 16, 8, reference=3000), "tomography")
+
+
+# The page
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    import book_performance
+
+    yield book_performance
+    sys.modules.pop("book_performance")
+
+
+def test_summary_says_what_falls_short(page, rows):
+    text = " ".join(node.astext() for node in page.summary(record(*rows)))
+    assert "1 of 3 rows that have a bar meet it. Short of it: G, u; H, w." in text
+    for words in ("G: t", "G: u", "H: v", "H: w", "misses its bar", "no bar was set"):
+        assert words in text
+    assert "0.90" in text
+
+
+def test_group_shows_every_solver(page, rows):
+    text = page.group(record(*rows), "H")[0].astext()
+    assert "v: ratio 4.0: no bar was set" in text
+    assert "w: ratio –; bar 1.0: not comparable" in text
+    assert text.count("1000") == 2
+    assert "1e-04, not good enough" in text
+    assert "t: ratio" not in text
+
+
+def test_machine(page, rows):
+    text = page.machine(record(*rows))[0].astext()
+    assert "2026-01-01" in text
+    assert "numpy 2.4.6" in text
+
+
+def test_page_shows_every_group():
+    shown = [
+        line.removeprefix(":show: ")
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith(":show: ")
+    ]
+    groups = dict.fromkeys(task.group for task in TASKS.values())
+    assert shown == ["machine", "summary", *groups]
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="nothing has been measured yet")
+def test_stored_record_is_whole():
+    """The page shows a run of the tasks as they are now."""
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    assert measuring.complaints(stored) == []
+    assert [row["id"] for row in stored["rows"]] == list(TASKS)
+    for row in stored["rows"]:
+        task = TASKS[row["id"]]
+        assert {name: row[name] for name in task.__dict__} == task.__dict__
+        assert len(row["ours"]["seconds"]) >= measuring.FEWEST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", ["good", "bad", "missing"])
+def test_directive(tmp_path, rows, written):
+    from test_book_extensions import build
+
+    files = {"index.md": "# Page\n\n```{performance} p.json\n:show: G\n```\n"}
+    stored = record(*rows)
+    if written == "bad":
+        stored["rows"][1]["verdict"] = "met"
+    if written != "missing":
+        files["p.json"] = json.dumps(stored)
+    status, words, out = build(tmp_path, files, ["book_performance"])
+    assert (status != 0) == (written == "bad"), words
+    if written == "bad":
+        assert "the numbers say 'missed'" in words
+    else:
+        text = (out / "index.html").read_text(encoding="utf-8")
+        assert ("Not measured yet." if written == "missing" else "misses its bar") in text
