@@ -1,0 +1,643 @@
+"""The exercises of Chapter 1: typical wrong answers get their words, other right answers pass.
+
+Answers and checks run here in two namespaces with JSON between them, as a grader would run them.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from course_lib.homework import cli, contract
+from course_lib.homework import notebook as nb
+from course_lib.homework.contract import WrongAnswer
+
+NAME = "01_ill_posedness"
+SOURCE = Path(__file__).parents[1] / "exercises" / NAME / f"{NAME}.ipynb"
+NOTEBOOK = nbformat.read(SOURCE, as_version=4)
+QUESTIONS = nb.questions(NOTEBOOK)
+SOURCES = {nb.grade_id(cell): cell.source for cell in NOTEBOOK.cells}
+SVD = "U, s, Vt = np.linalg.svd(A, full_matrices=False)\n"
+
+
+def run(question: str, answers: dict[str, str], *, kind: str = "visible", seed: int = 0) -> None:
+    """Run the checks of one question on changed answers; the checks see `call` alone."""
+    student: dict = {}
+    for cell in NOTEBOOK.cells:
+        if nb.role(cell) == "setup" or (nb.role(cell) == "given" and "def " in cell.source):
+            exec(cell.source, student)
+        if nb.role(cell) == "answer":
+            source = answers.get(nb.grade_id(cell), cell.source)
+            exec(compile(source, f"<{nb.grade_id(cell)}>", "exec"), student)
+
+    def over_json(name, arguments):
+        sent = json.loads(json.dumps(arguments))
+        return json.loads(json.dumps(contract.invoke(student, name, sent)))
+
+    checks: dict = {}
+    exec(SOURCES["setup"], checks)
+    contract.set_seed(question, seed)
+    before = contract.set_transport(over_json)
+    try:
+        exec(SOURCES[f"{question}-{kind}"], checks)
+    finally:
+        contract.set_transport(before)
+        contract._seeds.clear()
+
+
+def define(signature: str, body: str) -> str:
+    """An answer cell with one function, indented as a student would write it."""
+    lines = [f"    {line}" if line else "" for line in body.strip("\n").split("\n")]
+    return f"def {signature}:\n" + "\n".join(lines)
+
+
+def changed(cell: str, *pairs: tuple[str, str]) -> str:
+    """The source's own answer with some of its words replaced; each must be there."""
+    source = SOURCES[cell]
+    for old, new in pairs:
+        assert old in source, f"{cell} does not contain {old!r}"
+        source = source.replace(old, new)
+    return source
+
+
+BOUND = "error_bound(M, delta, h)"
+STEP = "best_step(M, delta)"
+INVISIBLE = "invisible_part(A, x)"
+WORST = "worst_case(A)"
+AMPLIFICATION = "amplification(kind, omega, parameter)"
+VISIBLE = "visible_frequency(kind, eps, parameter)"
+PLATEAU = "noise_from_plateau(A, y, start)"
+TERMS = "usable_terms(A, y, noise_std, factor)"
+LAMBDA = "book_lambda(a, b, mu, penalty)"
+RECOVER = "recover(A, y)"
+COEFFICIENTS = SVD + "c = U.T @ y\n"
+
+# question, answer cell, its wrong source, words that the student must be told
+WRONG = [
+    # 1 the best step
+    ("q01", "answer-a", define(BOUND, "return M * h**2 / 6 + delta / h"), "the first derivative"),
+    ("q01", "answer-a", define(BOUND, "return M * h**2 / 12 + delta / h**2"), "counts as δ/h²"),
+    ("q01", "answer-a", define(BOUND, "return M * h**2 / 12 + 2 * delta / h**2"), "2δ/h²"),
+    ("q01", "answer-a", define(BOUND, "return M * h**2 / 12 + 3 * delta / h**2"), "the factor 2"),
+    ("q01", "answer-a", define(BOUND, "return M * h**2 / 12"), "do not cancel"),
+    ("q01", "answer-a", define(BOUND, "return M * h**2 / 12 + 4 * delta / h"), "divided by h²"),
+    ("q01", "answer-a", define(BOUND, "return ..."), "stub is left"),
+    ("q01", "answer-b", define(STEP, "return (3 * delta / M) ** (1 / 3)"), "first derivative"),
+    ("q01", "answer-b", define(STEP, "return (48 * delta / M) ** 0.5"), "one more root"),
+    ("q01", "answer-b", define(STEP, "return (12 * delta / M) ** 0.25"), "counts as δ/h² here"),
+    ("q01", "answer-b", define(STEP, "return (48 * delta / M) ** (1 / 3)"), "a cube root"),
+    # 2 ghosts
+    ("q02", "answer-a", "ghost = np.zeros((3, 3))", "zero everywhere"),
+    ("q02", "answer-a", "ghost = [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]", "is a list"),
+    (
+        "q02",
+        "answer-a",
+        "ghost = np.array([[1.0, -1, 0], [-1, 1, 0], [0, 0, 0]])",
+        "upper left to the lower right is not zero",
+    ),
+    (
+        "q02",
+        "answer-a",
+        "ghost = np.array([[1.0, -1, 0], [0, 0, 0], [0, 0, 0]])",
+        "a column is not zero",
+    ),
+    ("q02", "answer-a", "ghost = np.array([[1.0, -1], [-1, 1]])", "(3, 3) is expected"),
+    ("q02", "answer-b", define(INVISIBLE, "return np.linalg.pinv(A) @ A @ x"), "subtract it"),
+    ("q02", "answer-b", define(INVISIBLE, "return x - A.T @ A @ x"), "this is x - AᵀA x"),
+    (
+        "q02",
+        "answer-b",
+        define(INVISIBLE, SVD + "unseen = Vt[s < 1e-12]\nreturn unseen.T @ (unseen @ x)"),
+        "does not contain all vectors of the null space",
+    ),
+    (
+        "q02",
+        "answer-b",
+        define(INVISIBLE, SVD + "return x - Vt.T @ (Vt @ x)"),
+        "all singular values count as positive",
+    ),
+    (
+        "q02",
+        "answer-b",
+        define(INVISIBLE, "return x - np.linalg.inv(A.T @ A) @ (A.T @ A @ x)"),
+        "LinAlgError",
+    ),
+    # 3 the worst case
+    ("q03", "answer", changed("q03-answer", ("s[0] / s", "s[0] ** 2 / s")), ""),
+    (
+        "q03",
+        "answer",
+        changed("q03-answer", ("svd(A,", "svd(A @ A.T,")),
+        "this is κ²",
+    ),
+    (
+        "q03",
+        "answer",
+        changed("q03-answer", ("s[0] / s[rank - 1]", "s[rank - 1] / s[0]")),
+        "this is 1/κ",
+    ),
+    ("q03", "answer", changed("q03-answer", ("1e-3 * ", "")), "error has the norm 1"),
+    (
+        "q03",
+        "answer",
+        define(
+            WORST,
+            SVD + "r = np.linalg.matrix_rank(A) - 1\n"
+            "return {'kappa': s[0] / s[r], 'data': U[:, r], 'error': 1e-3 * U[:, 0]}",
+        ),
+        "data and error are exchanged",
+    ),
+    (
+        "q03",
+        "answer",
+        define(
+            WORST,
+            SVD + "r = np.linalg.matrix_rank(A) - 1\n"
+            "return {'kappa': s[0] / s[r], 'data': U[:, 0], 'error': 1e-3 * U[:, 1]}",
+        ),
+        "of kappa only",
+    ),
+    (
+        "q03",
+        "answer",
+        define(
+            WORST,
+            SVD + "r = np.linalg.matrix_rank(A) - 1\n"
+            "return {'kappa': s[0] / s[r], 'data': Vt[0], 'error': 1e-3 * Vt[r]}",
+        ),
+        "(3,) is expected",
+    ),
+    ("q03", "answer", define(WORST, "return np.linalg.cond(A)"), "must return a dict"),
+    # 4 the degree
+    ("q04", "answer-a", changed("q04-answer-a", ("0.5 * np.eye", "np.eye")), "the diagonal is 1/n"),
+    ("q04", "answer-a", changed("q04-answer-a", ("0.5 * np", "0.0 * np")), "must be 1/(2n)"),
+    ("q04", "answer-a", changed("q04-answer-a", ("return kernel / n", "return kernel")), "1/n"),
+    ("q04", "answer-a", changed("q04-answer-a", ("lag > 0", "lag < 0")), "the transpose"),
+    ("q04", "answer-a", changed("q04-answer-a", ("factorial(p - 1)", "factorial(0)")), "1/(p-1)!"),
+    ("q04", "answer-a", changed("q04-answer-a", ("factorial(p - 1)", "factorial(p)")), "by p!"),
+    (
+        "q04",
+        "answer-a",
+        define(
+            "integrate_matrix(n, p)",
+            "A = (np.tril(np.ones((n, n))) - np.eye(n) / 2) / n\n"
+            "return np.linalg.matrix_power(A, p)",
+        ),
+        "you multiplied p matrices",
+    ),
+    ("q04", "answer-b", changed("q04-answer-b", ("-np.polyfit", "np.polyfit")), "the sign"),
+    (
+        "q04",
+        "answer-b",
+        changed("q04-answer-b", ("first - 1 : last", "first : last + 1")),
+        "counted from 1",
+    ),
+    (
+        "q04",
+        "answer-b",
+        changed("q04-answer-b", ("(first, last + 1)", "(first - 1, last)")),
+        "one too small",
+    ),
+    (
+        "q04",
+        "answer-b",
+        changed("q04-answer-b", ("last + 1", "last"), ("1 : last", "1 : last - 1")),
+        "not included in your fit",
+    ),
+    ("q04", "answer-b", changed("q04-answer-b", ("np.log(i)", "i")), "the logarithm of i too"),
+    # 5 amplified waves
+    ("q05", "answer-a", changed("q05-answer-a", ("0.5 * (", "(")), "the factor ½"),
+    ("q05", "answer-a", changed("q05-answer-a", ("exp(0.5", "exp(-0.5")), "forward problem"),
+    (
+        "q05",
+        "answer-a",
+        changed("q05-answer-a", ("(omega**2 * parameter)", "(omega**2 * parameter / 2)")),
+        "2t, not t",
+    ),
+    (
+        "q05",
+        "answer-a",
+        changed("q05-answer-a", ("(omega**2 * parameter)", "(0.5 * (omega * parameter) ** 2)")),
+        "t for the width",
+    ),
+    (
+        "q05",
+        "answer-a",
+        changed("q05-answer-a", ("omega**parameter", "omega")),
+        "right for one integration",
+    ),
+    ("q05", "answer-a", changed("q05-answer-a", ("raise ValueError(", "return str(")), "accepts"),
+    ("q05", "answer-b", define(VISIBLE, "return 1 / eps"), "your own amplification"),
+    (
+        "q05",
+        "answer-b",
+        changed("q05-answer-b", ("np.sqrt(2 * np.log", "np.sqrt(np.log")),
+        "must be exactly 1 there",
+    ),
+    (
+        "q05",
+        "answer-b",
+        changed("q05-answer-b", ("np.sqrt(2 * np.log(1 / eps))", "np.sqrt(2 * np.log(eps))")),
+        "NaN",
+    ),
+    # 6 Picard plot
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, COEFFICIENTS + "return np.mean(c[start:] ** 2)"),
+        "this is the variance",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, COEFFICIENTS + "return np.mean(np.abs(c[start:]))"),
+        "the mean of |c_i|",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, COEFFICIENTS + "return np.linalg.norm(c[start:])"),
+        "not divided by the number",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, COEFFICIENTS + "return np.sqrt(np.mean((c / s)[start:] ** 2))"),
+        "divided by σ_i",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, COEFFICIENTS + "return np.sqrt(np.mean(c[start - 1:] ** 2))"),
+        "one coefficient too many",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, COEFFICIENTS + "return np.sqrt(np.mean(c[:start] ** 2))"),
+        "take those above",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, "c = np.linalg.svd(A)[0].T @ y\nreturn np.sqrt(np.mean(c[start:] ** 2))"),
+        "the full SVD has m vectors",
+    ),
+    (
+        "q06",
+        "answer-a",
+        define(PLATEAU, SVD + "c = Vt @ y\nreturn np.sqrt(np.mean(c[start:] ** 2))"),
+        "The shapes do not fit",
+    ),
+    (
+        "q06",
+        "answer-b",
+        define(TERMS, COEFFICIENTS + "return int(np.argmax(np.abs(c) <= factor * noise_std))"),
+        "stops at the first small coefficient",
+    ),
+    (
+        "q06",
+        "answer-b",
+        define(
+            TERMS,
+            COEFFICIENTS + "return int(np.nonzero(np.abs(c) > factor * noise_std)[0][-1]) + 1",
+        ),
+        "the last large coefficient",
+    ),
+    ("q06", "answer-b", changed("q06-answer-b", ("return r\n", "return r + 1\n")), "one too many"),
+    ("q06", "answer-b", changed("q06-answer-b", ("return r\n", "return r + 3\n")), "after the"),
+    (
+        "q06",
+        "answer-b",
+        changed("q06-answer-b", ("return is_small.size", "return 0")),
+        "then all 12 are usable",
+    ),
+    # 7 no crime
+    (
+        "q07",
+        "answer",
+        changed(
+            "q07-answer",
+            (
+                "(blur_matrix(3 * n, width) @ x_fine).reshape(n, 3).mean(axis=1)",
+                "blur_matrix(n, width) @ x_true",
+            ),
+        ),
+        "the inverse crime",
+    ),
+    ("q07", "answer", changed("q07-answer", ("mean(axis=1)", "sum(axis=1)")), "sums of three"),
+    (
+        "q07",
+        "answer",
+        changed("q07-answer", ("@ x_fine).reshape(n, 3).mean(axis=1)", "@ x_fine)[1::3]")),
+        "the middle one",
+    ),
+    (
+        "q07",
+        "answer",
+        changed("q07-answer", ("x_fine.reshape(n, 3).mean(axis=1)", "x_fine[::3]")),
+        "every third value",
+    ),
+    (
+        "q07",
+        "answer",
+        changed("q07-answer", ("x_fine.reshape(n, 3)", "x_fine.reshape(3, n).T")),
+        "take three neighbours",
+    ),
+    (
+        "q07",
+        "answer",
+        changed("q07-answer", (" / np.linalg.norm(y)", "")),
+        "divide by the norm of y",
+    ),
+    (
+        "q07",
+        "answer",
+        changed("q07-answer", (" / np.linalg.norm(x_true)", "")),
+        "divide by the norm of x_true",
+    ),
+    # 8 whose lambda
+    ("q08", "answer-a", define(LAMBDA, "return mu * b / (2 * a)"), "carries its ½ already"),
+    ("q08", "answer-a", define(LAMBDA, "return mu * b / a"), "‖x‖₁ carries no ½"),
+    ("q08", "answer-a", define(LAMBDA, "return mu * b"), "the factor a"),
+    ("q08", "answer-a", define(LAMBDA, "return mu * a / b"), "turned round"),
+    (
+        "q08",
+        "answer-b",
+        "lam_of = {'ridge': 0.005, 'lasso': 2.0, 'decay': 1.0}",
+        "['ridge'] is too small",
+    ),
+    (
+        "q08",
+        "answer-b",
+        "lam_of = {'ridge': 0.01, 'lasso': 4.0, 'decay': 1.0}",
+        "['lasso'] is too large",
+    ),
+    (
+        "q08",
+        "answer-b",
+        "lam_of = {'ridge': 0.01, 'lasso': 2.0, 'decay': 2.0}",
+        "['decay'] is too large",
+    ),
+    (
+        "q08",
+        "answer-b",
+        "lam_of = {'ridge': 0.01, 'lasso': 0.01, 'decay': 0.01}",
+        "Sums or means",
+    ),
+    ("q08", "answer-b", "lam_of = (0.01, 2.0, 1.0)", "must be a dict"),
+    # 9 error bars
+    (
+        "q09",
+        "answer",
+        changed("q09-answer", ("(noise_std / prior_std) ** 2", "1 / prior_std**2")),
+        "σ_e² is forgotten",
+    ),
+    (
+        "q09",
+        "answer",
+        changed("q09-answer", ("noise_std / prior_std", "prior_std / noise_std")),
+        "turned round",
+    ),
+    (
+        "q09",
+        "answer",
+        changed("q09-answer", ("(noise_std / prior_std) ** 2", "noise_std / prior_std")),
+        "variances are needed",
+    ),
+    (
+        "q09",
+        "answer",
+        changed("q09-answer", ("np.sqrt(np.diag(covariance))", "np.diag(covariance)")),
+        "these are variances",
+    ),
+    (
+        "q09",
+        "answer",
+        changed("q09-answer", ("noise_std**2 * np.linalg.inv", "np.linalg.inv")),
+        "σ_e is missing",
+    ),
+    (
+        "q09",
+        "answer",
+        changed("q09-answer", ("np.linalg.solve(normal, A.T @ y)", "np.linalg.pinv(A) @ y")),
+        "the least-squares solution",
+    ),
+    # 10 project
+    (
+        "q10",
+        "answer-a",
+        changed("q10-answer-a", ("terms = usable_terms(A, y, noise_std, 3.0)", "terms = s.size")),
+        "You keep too many terms",
+    ),
+    (
+        "q10",
+        "answer-a",
+        changed("q10-answer-a", ("terms = usable_terms(A, y, noise_std, 3.0)", "terms = 1")),
+        "You keep too few terms",
+    ),
+    (
+        "q10",
+        "answer-a",
+        changed("q10-answer-a", ("s.size // 2", "0")),
+        "Some of the coefficients still contain the signal",
+    ),
+    ("q10", "answer-a", changed("q10-answer-a", (" / s[:terms]", "")), "the division by σ"),
+    (
+        "q10",
+        "answer-a",
+        changed("q10-answer-a", ('"terms": terms,', '"terms": terms - 1,')),
+        "one term more than terms says",
+    ),
+    ("q10", "answer-a", define(RECOVER, "return y"), "must return a dict"),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "cell", "source", "words"),
+    WRONG,
+    ids=[f"{q}-{i}" for i, (q, *_) in enumerate(WRONG)],
+)
+def test_wrong_answers_get_their_words(question, cell, source, words, capsys):
+    with pytest.raises(WrongAnswer) as caught:
+        run(question, {f"{question}-{cell}": source})
+    assert words in str(caught.value)
+    assert f"wrong: {caught.value}" in capsys.readouterr().out
+
+
+def test_every_question_has_wrong_answers():
+    for entry in QUESTIONS:
+        assert sum(question == entry.id for question, *_ in WRONG) >= 2, entry.id
+
+
+# Right answers by another way than the source's.
+RIGHT = [
+    (
+        "q01",
+        {"q01-answer-b": define(STEP, "return np.sqrt(np.sqrt(np.float64(48) * delta / M))")},
+    ),
+    ("q02", {"q02-answer-a": "ghost = np.array([[1, -1, 0], [-1, 0, 1], [0, 1, -1]])"}),
+    (
+        "q02",
+        {"q02-answer-b": define(INVISIBLE, "return x - np.linalg.lstsq(A, A @ x, rcond=None)[0]")},
+    ),
+    (
+        "q03",
+        {
+            "q03-answer": define(
+                WORST,
+                SVD + "k = np.linalg.matrix_rank(A) - 1\n"
+                "return {'kappa': float(s[0] / s[k]), 'data': -U[:, 0], 'error': U[:, k] / 1000}",
+            )
+        },
+    ),
+    (
+        "q06",
+        {
+            "q06-answer-b": define(
+                TERMS,
+                SVD + "small = [abs(u @ y) <= factor * noise_std for u in U.T]\n"
+                "for r in range(len(small)):\n"
+                "    if len(small) >= r + 3 and all(small[r:r + 3]):\n"
+                "        return r\n"
+                "return len(small)",
+            )
+        },
+    ),
+    (
+        "q09",
+        {
+            "q09-answer": define(
+                "posterior(A, y, noise_std, prior_std)",
+                "n = A.shape[1]\n"
+                "H = A.T @ A / noise_std**2 + np.eye(n) / prior_std**2\n"
+                "C = np.linalg.inv(H)\n"
+                "return {'lam': noise_std**2 / prior_std**2, 'x': C @ A.T @ y / noise_std**2,\n"
+                "        'std': np.diag(C) ** 0.5}",
+            )
+        },
+    ),
+    (
+        "q10",  # the median of the last coefficients, and the last one clearly above the noise
+        {
+            "q10-answer-a": define(
+                RECOVER,
+                COEFFICIENTS + "sd = np.median(np.abs(c[len(c) // 2:])) / 0.6745\n"
+                "small = np.abs(c) <= 4 * sd\n"
+                "r = next(i for i in range(len(c)) if small[i:i + 3].all())\n"
+                "return {'x': Vt[:r].T @ (c[:r] / s[:r]), 'terms': r, 'noise_std': sd}",
+            )
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("question", "answers"), RIGHT, ids=lambda value: str(value)[:8])
+def test_right_answers_by_another_way_pass(question, answers):
+    assert not (question == "q02" and "q02-answer-a" in answers) or ghost_is_one(answers)
+    for kind in ("visible", "hidden"):
+        run(question, answers, kind=kind, seed=3)
+
+
+@pytest.mark.parametrize("question", [entry.id for entry in QUESTIONS])
+def test_the_source_passes_hidden_checks_for_many_secrets(question):
+    for seed in range(5 if question == "q10" else 25):
+        run(question, {}, kind="hidden", seed=seed)
+
+
+HIDDEN_ONLY = [
+    ("q01", {"q01-answer-a": define(BOUND, "return 4.01")}),
+    (
+        "q02",
+        {"q02-answer-b": define(INVISIBLE, "return x - x.mean() if len(x) == 3 else x * [0, 1]")},
+    ),
+    ("q05", {"q05-answer-a": changed("q05-answer-a", ("omega**parameter", "125.0"))}),
+    ("q06", {"q06-answer-b": define(TERMS, "return 5 if noise_std > 0.1 else 12")}),
+    ("q08", {"q08-answer-a": define(LAMBDA, "return 6.0 if penalty == 'squared' else 3.0")}),
+    ("q10", {"q10-answer-a": changed("q10-answer-a", ("usable_terms(A, y, noise_std, 3.0)", "8"))}),
+]
+
+
+@pytest.mark.parametrize(("question", "answers"), HIDDEN_ONLY, ids=lambda value: str(value)[:8])
+def test_answers_made_for_the_visible_numbers_fail_the_hidden_checks(question, answers):
+    with pytest.raises(WrongAnswer):
+        run(question, answers, kind="hidden")
+
+
+def test_the_homework_is_complete():
+    assert len(QUESTIONS) >= 9
+    assert {question.difficulty for question in QUESTIONS} == set(nb.DIFFICULTIES)
+    page = (SOURCE.parents[2] / "book" / NAME / "exercises.md").read_text(encoding="utf-8")
+    total = 0.0
+    for question in QUESTIONS:
+        kinds = {nb.grade_id(NOTEBOOK.cells[index]).split("-")[1] for index in question.checks}
+        assert kinds == {"visible", "hidden"}, question.id
+        assert "hidden_rng(" in SOURCES[f"{question.id}-hidden"]
+        cells = [NOTEBOOK.cells[index] for index in [*question.checks, *question.manual]]
+        total += sum(nb.points(cell) for cell in cells)
+        worth = nb.number_text(sum(nb.points(cell) for cell in cells))
+        statement = SOURCES[f"{question.id}-statement"]
+        assert (
+            f"## {question.number}. {question.title} ({question.difficulty}, {worth} points)"
+            in statement
+        )
+        row = f"| {question.number} | {question.title} | {question.difficulty} | {worth} |"
+        assert row in SOURCES["intro"], f"the table of the first cell has no row {row}"
+        assert row in page, f"exercises.md has no row {row}"
+    assert f"{nb.number_text(total)} points" in SOURCES["intro"]
+    assert f"{nb.number_text(total)} points" in page
+
+
+@pytest.mark.parametrize("name", ["q05-proof", "q10-report"])
+def test_answers_marked_by_hand_carry_a_rubric(name):
+    cell = next(cell for cell in NOTEBOOK.cells if nb.grade_id(cell) == name)
+    assert sum(step["points"] for step in nb.rubric(cell)) == nb.points(cell) == 4
+
+
+def ghost_is_one(answers: dict[str, str]) -> bool:
+    """Whether the ghost of the table is one, computed afresh."""
+    names: dict = {"np": np}
+    exec(answers["q02-answer-a"], names)
+    x = names["ghost"]
+    views = [*x.sum(0), *x.sum(1), np.trace(x), np.trace(x[::-1])]
+    return bool(np.any(x)) and not np.any(views)
+
+
+# From end to end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_release_and_check(tmp_path, capsys):
+    """The release is accepted; right answers pass `course check`, wrong ones get their words."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"a secret of the tests, 32 bytes.")
+    out = tmp_path / "out"
+    arguments = ["release", str(SOURCE.parent), "--out", str(out), "--secret", str(secret)]
+    assert cli.main(arguments) == 0
+    assert "The source scores full marks, the release 0." in capsys.readouterr().out
+
+    right = {
+        nb.grade_id(cell): cell.source
+        for cell in NOTEBOOK.cells
+        if nb.role(cell) in ("answer", "manual")
+    }
+    wrong = {
+        "q01-answer-a": define(BOUND, "return M * h**2 / 12 + 3 * delta / h**2"),
+        "q07-answer": changed("q07-answer", ("mean(axis=1)", "sum(axis=1)")),
+        "q08-answer-b": "lam_of = {'ridge': 0.01, 'lasso': 0.01, 'decay': 0.01}",
+    }
+    for folder, answers, status in (("right", right, 0), ("wrong", {**right, **wrong}, 1)):
+        shutil.copytree(out / "release" / NAME, tmp_path / folder)
+        path = tmp_path / folder / f"{NAME}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            cell.source = answers.get(nb.grade_id(cell), cell.source)
+        nbformat.write(notebook, path)
+        assert cli.main(["check", str(path)]) == status
+        said = capsys.readouterr().out
+        assert ("the middle one has the factor 2" in said) == (folder == "wrong")
+        assert ("sums of three cells" in said) == (folder == "wrong")
+        assert ("Sums or means" in said) == (folder == "wrong")
