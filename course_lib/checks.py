@@ -18,6 +18,7 @@ from .arrays import (
     as_real,
     as_scalar,
     asarray_like,
+    detach,
     inner,
     namespace,
     norm,
@@ -358,7 +359,7 @@ def prox(
     >>> print(prox(l1(), lambda v, step: soft_threshold(v, 2 * step), v))
     not the proximal map: it is the one for 2 * step; a factor is wrong
     """
-    v, step = as_real(v, "v"), as_scalar(step, "step", positive=True)
+    v, step = detach(as_real(v, "v")), as_scalar(step, "step", positive=True)
     rng, trials = (
         np.random.default_rng(as_count(seed, "seed")),
         as_count(trials, "trials", minimum=1),

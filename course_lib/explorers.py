@@ -582,7 +582,8 @@ def two_beliefs() -> Any:
     x_step = proximal.least_squares_step(A, y, D)
 
     def solve(lam: float) -> dict[str, np.ndarray]:
-        states = proximal.admm(x_step, lam * functionals.l1(), D, np.zeros(128), rho=0.01)
+        rho = max(0.01, lam)  # The dual variable grows with λ; a small ρ would not let it arrive.
+        states = proximal.admm(x_step, lam * functionals.l1(), D, np.zeros(128), rho=rho)
         return {
             "small differences": filters.tikhonov(A, y, lam, D).x,
             "few changes": run(states, max_iter=2000, check_every=2000).x,
@@ -600,7 +601,7 @@ def two_beliefs() -> Any:
             f"error {errors[0]:.2f}, and few changes, relative error {errors[1]:.2f}."
         )
 
-    lams = [10.0**k for k in range(-5, 3)]
+    lams = [10.0**k for k in range(-5, 5)]
     return explore(lams, draw, name="λ", label="{:.0e}".format, describe=describe, initial=2)
 
 

@@ -130,6 +130,7 @@ def least_squares(A: Any, y: Array, *, weights: Array | None = None) -> Function
         check_alike(y, "y", A.like, A.name)
     # Bound to y: an x of another dtype, library or shape is refused and not promoted.
     A = replace(A, like=y)
+    At = A.H
     w = 1.0
     if weights is not None:
         w = as_real(weights, "weights", shape=tuple(y.shape))
@@ -148,7 +149,7 @@ def least_squares(A: Any, y: Array, *, weights: Array | None = None) -> Function
 
     return Functional(
         value,
-        lambda x: A.H @ weighted(A @ x - y),
+        lambda x: At @ weighted(A @ x - y),
         (lambda v, step: (A @ v + (step * w) * y) / (1 + step * w)) if direct else None,
         (lambda p: 0.5 * inner(p, p / w) + inner(p, y)) if direct else None,
         "least squares",
@@ -176,6 +177,7 @@ def squared_l2(D: Any = None) -> Functional:
             "squared l2 norm",
         )
     D = as_operator(D)
+    Dt = D.H
 
     def value(x: Array) -> Array:
         Dx = D @ x
@@ -186,7 +188,7 @@ def squared_l2(D: Any = None) -> Functional:
         H = xp.eye(M.shape[1], dtype=M.dtype, device=device(M)) + step * (M.T @ M)
         return xp.reshape(xp.linalg.solve(H, xp.reshape(v, (-1,))), v.shape)
 
-    return Functional(value, lambda x: D.H @ (D @ x), prox, None, f"squared l2 norm of {D.name}")
+    return Functional(value, lambda x: Dt @ (D @ x), prox, None, f"squared l2 norm of {D.name}")
 
 
 def _soft(v: Array, threshold: float) -> Array:

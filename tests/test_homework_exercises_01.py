@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 
 from course_lib.homework import cli, contract
@@ -111,7 +110,7 @@ WRONG = [
         "q02",
         "answer-b",
         define(INVISIBLE, SVD + "unseen = Vt[s < 1e-12]\nreturn unseen.T @ (unseen @ x)"),
-        "does not contain all vectors of the null space",
+        "does not contain all vectors",
     ),
     (
         "q02",
@@ -126,7 +125,6 @@ WRONG = [
         "LinAlgError",
     ),
     # 3 the worst case
-    ("q03", "answer", changed("q03-answer", ("s[0] / s", "s[0] ** 2 / s")), ""),
     (
         "q03",
         "answer",
@@ -301,6 +299,12 @@ WRONG = [
     (
         "q06",
         "answer-b",
+        define(TERMS, COEFFICIENTS + "return int(np.sum(np.abs(c) > factor * noise_std))"),
+        "only counted",
+    ),
+    (
+        "q06",
+        "answer-b",
         define(
             TERMS,
             COEFFICIENTS + "return int(np.nonzero(np.abs(c) > factor * noise_std)[0][-1]) + 1",
@@ -313,7 +317,7 @@ WRONG = [
         "q06",
         "answer-b",
         changed("q06-answer-b", ("return is_small.size", "return 0")),
-        "then all 12 are usable",
+        "then all 14",
     ),
     # 7 no crime
     (
@@ -537,7 +541,6 @@ RIGHT = [
 
 @pytest.mark.parametrize(("question", "answers"), RIGHT, ids=lambda value: str(value)[:8])
 def test_right_answers_by_another_way_pass(question, answers):
-    assert not (question == "q02" and "q02-answer-a" in answers) or ghost_is_one(answers)
     for kind in ("visible", "hidden"):
         run(question, answers, kind=kind, seed=3)
 
@@ -555,7 +558,7 @@ HIDDEN_ONLY = [
         {"q02-answer-b": define(INVISIBLE, "return x - x.mean() if len(x) == 3 else x * [0, 1]")},
     ),
     ("q05", {"q05-answer-a": changed("q05-answer-a", ("omega**parameter", "125.0"))}),
-    ("q06", {"q06-answer-b": define(TERMS, "return 5 if noise_std > 0.1 else 12")}),
+    ("q06", {"q06-answer-b": define(TERMS, "return 6 if noise_std > 0.1 else 14")}),
     ("q08", {"q08-answer-a": define(LAMBDA, "return 6.0 if penalty == 'squared' else 3.0")}),
     ("q10", {"q10-answer-a": changed("q10-answer-a", ("usable_terms(A, y, noise_std, 3.0)", "8"))}),
 ]
@@ -595,15 +598,6 @@ def test_the_homework_is_complete():
 def test_answers_marked_by_hand_carry_a_rubric(name):
     cell = next(cell for cell in NOTEBOOK.cells if nb.grade_id(cell) == name)
     assert sum(step["points"] for step in nb.rubric(cell)) == nb.points(cell) == 4
-
-
-def ghost_is_one(answers: dict[str, str]) -> bool:
-    """Whether the ghost of the table is one, computed afresh."""
-    names: dict = {"np": np}
-    exec(answers["q02-answer-a"], names)
-    x = names["ghost"]
-    views = [*x.sum(0), *x.sum(1), np.trace(x), np.trace(x[::-1])]
-    return bool(np.any(x)) and not np.any(views)
 
 
 # From end to end ----------------------------------------------------------------------------------

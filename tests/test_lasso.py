@@ -489,8 +489,9 @@ def test_ugly_instances(part):
 # ---------------------------------------------------------------- operators and libraries
 
 
-def test_operators_are_solved_as_their_matrix(like64):
+def test_operators_are_solved_as_their_matrix(like64, monkeypatch):
     """An operator without a matrix, a picture as unknown, and data of another shape."""
+    monkeypatch.setattr(proximal, "_two_phases", None)
     psf = asarray_like(np.outer([1, 2, 1], [1, 3, 1]) / 20, like64)
     A = convolution(psf, (7, 6), boundary="zero")
     truth = np.zeros((7, 6))
@@ -511,10 +512,10 @@ def test_operators_are_solved_as_their_matrix(like64):
     assert_alike(unbound.x, like64)
 
 
-@pytest.mark.parametrize("lam2", [0.0, 1e-3])
+@pytest.mark.parametrize("lam2", [0.0, 0.5])
 def test_without_a_matrix(like, lam2):
     """The same answer by FISTA and conjugate gradients, for operators that are too large."""
-    M, data = system(25, 40, 3)
+    M, data = system(25, 40, 3, condition=30.0)
     A, y = asarray_like(M, like), asarray_like(data, like)
     lam = 0.1 * lam_max(M, data)
     dense = elastic_net(A, y, lam, lam2)
@@ -532,12 +533,14 @@ def test_without_a_matrix(like, lam2):
     result = elastic_net(large, xp.concat([y, pad]), lam, lam2)
     assert result.converged, result.reason
     assert_alike(result.x, like)
+    assert result.iterations <= 3
     assert not to_numpy(result.x)[40:].any()
     tolerance = 1e-9 if eps(like) < 1e-10 else 2e-2
     np.testing.assert_allclose(to_numpy(result.x)[:40], to_numpy(dense.x), rtol=0, atol=tolerance)
 
 
-def test_a_large_picture():
+def test_a_large_picture(monkeypatch):
+    monkeypatch.setattr(proximal, "_working_set", None)
     rng = np.random.default_rng(0)
     truth = np.zeros((48, 48))
     truth.flat[rng.choice(48**2, 30, replace=False)] = rng.uniform(1, 2, 30)

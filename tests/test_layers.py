@@ -44,7 +44,7 @@ AT_THE_TOP = {"numpy", "array_api_compat"}
 PUBLIC = {
     "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
     "is_sparse namespace norm to_float zeros",
-    "checks": "Check adjoint slope taylor",
+    "checks": "Check adjoint prox slope taylor",
     "choice": "Choice Fit Smoother discrepancy evidence gcv k_fold l_curve loocv oracle smoother "
     "sure",
     "filters": "Spectrum StandardForm cgls_factors decompose filtered landweber_factors "

@@ -135,8 +135,8 @@ def measure(
 ) -> dict[str, dict]:
     """Run all contestants in turn; return name -> accuracy, times, what it was told.
 
-    The first run of each is not counted: it gives the answer that is judged. The turns follow one
-    another, so that a slow minute of the machine hits all of them.
+    The first run of each gives the answer that is judged, and says how often it is repeated. The
+    turns follow one another, so that a slow minute of the machine hits all of them.
     """
     contestants = list(contestants)
     found, repeats = {}, {}
@@ -149,12 +149,12 @@ def measure(
             "name": c.name,
             "setting": c.setting,
             "accuracy": float(accuracy(answer)),
-            "seconds": [],
+            "seconds": [spent],
         }
     gc.collect()
     gc.disable()
     try:
-        for turn in range(max(repeats.values())):
+        for turn in range(1, max(repeats.values())):
             for c in contestants:
                 if turn < repeats[c.name]:
                     found[c.name]["seconds"].append(seconds(c.solve))
