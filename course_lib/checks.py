@@ -310,7 +310,7 @@ def prox(
     *,
     step: float = 0.7,
     seed: int = 0,
-    trials: int = 3,
+    trials: int = 2,
 ) -> Check:
     r"""Check a proximal map by the inequality that characterizes it, for a convex R:
 
@@ -320,9 +320,9 @@ def prox(
 
     Equivalently :math:`\varphi(z)\ge\varphi(p)+\tfrac12\|z-p\|^2` for
     :math:`\varphi(x)=\eta R(x)+\tfrac12\|x-v\|^2`: p is better than every other point, by a margin.
-    It is tried for v and random points of its size, for three steps, and for many z, far from p and
-    near. Choose v and step so that the map does something: a soft threshold of small numbers is 0.
-    Measured is the largest
+    It is tried for v and random points of its size, and minus them, for three steps, and for many
+    z, far from p and near. Choose v and step so that the map does something: a soft threshold of
+    small numbers is 0. Measured is the largest
 
     .. math::
         \frac{\langle v-p,z-p\rangle-\eta(R(z)-R(p))}
@@ -371,10 +371,10 @@ def prox(
         cases = []
         for x in points[:trials]:
             for t in (step, step / 10, step / 100):
-                pair = (_call(lambda w, t=t: prox(w, t), w, v.shape, "prox") for w in (x, -x))
-                cases.append((x, t, *pair))
+                p, m = (_call(lambda w, t=t: prox(w, t), w, v.shape, "prox") for w in (x, -x))
+                cases += [(x, t, p, m), (-x, t, m, p)]
         # Other proximal points are good opponents: R is finite there.
-        others = [*points[trials:], 0.0 * v, *(p for _, _, p, _ in cases)]
+        others = [*points[trials:], 0.0 * v, *(p for _, _, p, _ in cases[::3])]
         worst, hint = _prox_miss(R, [case[:3] for case in cases], others, bound)
         if worst <= bound:
             words = f"proximal map: the inequality holds, up to {worst:.1e} of at most {bound:.1e}"
@@ -404,6 +404,10 @@ _WRONG_PROX: dict[str, Callable] = {
 }
 
 
+# How far to go from p towards another point; where R is finite on both sides, one of them is lower.
+_NEAR = (1.0, 1e-2, -1e-2, 1e-4, -1e-4, 1e-6)
+
+
 def _prox_miss(
     R: Callable, cases: list[tuple], others: list[Array], noise: float
 ) -> tuple[float, str]:
@@ -416,7 +420,7 @@ def _prox_miss(
         reach = length + to_float(norm(v))
         if math.isinf(at_p):
             return math.inf, "R is infinite at the point that it returns"
-        for z in [p + near * (other - p) for other in others for near in (1.0, 1e-2, 1e-4, 1e-6)]:
+        for z in [p + near * (far - p) for far in [v, *others] for near in _NEAR]:
             at_z, half_z = t * _value(R, z), 0.5 * to_float(inner(v - z, v - z))
             scale = reach * (to_float(norm(z)) + length) + abs(at_z) + abs(at_p)
             if math.isinf(at_z) or scale == 0:

@@ -91,7 +91,7 @@ def valued(make: Callable, kinds: dict[str, str] | None = None, **good: Any) -> 
         lambda x, **options: make(**options)(x),
         {"x": Y, **good},
         {"x": "array", **(kinds or {})},
-        {"D": "matrix"},
+        {"A": "matrix", "D": "matrix"},
     )
 
 

@@ -9,7 +9,7 @@ from conftest import make_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib import checks, operators
+from course_lib import checks, functionals, operators
 from course_lib.arrays import asarray_like
 
 # --- adjoint ---------------------------------------------------------------------------------
@@ -233,6 +233,160 @@ def test_taylor_says_what_is_broken(f, gradient, words):
 def test_taylor_bad_point(x, words):
     with pytest.raises(ValueError, match=words):
         checks.taylor(np.sum, np.ones_like, x)
+
+
+# --- proximal map ----------------------------------------------------------------------------
+
+
+def soft(v, t):
+    """Written out: the checks must not rest on what they check."""
+    return np.sign(v) * np.maximum(np.abs(v) - t, 0)
+
+
+def absolute(x):
+    return np.sum(np.abs(x))
+
+
+PROXIMAL = {
+    "absolute values": (absolute, soft),
+    "squares": (lambda x: 0.5 * np.sum(x**2), lambda v, t: v / (1 + t)),
+    "elastic net": (lambda x: absolute(x) + np.sum(x**2), lambda v, t: soft(v, t) / (1 + 2 * t)),
+    "Euclidean norm": (
+        np.linalg.norm,
+        lambda v, t: v * max(0.0, 1 - t / max(np.linalg.norm(v), 1e-300)),
+    ),
+    "half-space": (
+        lambda x: 0.0 if x[0] >= 0 else np.inf,
+        lambda v, t: np.where(np.arange(v.size) == 0, np.maximum(v, 0), v),
+    ),
+    "linear": (lambda x: np.sum(x), lambda v, t: v - t),
+    "nothing": (lambda x: 0.0, lambda v, t: v.copy()),
+    "logarithm": (
+        lambda x: -np.sum(np.log(x)) if (x > 0).all() else np.inf,
+        lambda v, t: 0.5 * (v + np.sqrt(v**2 + 4 * t)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROXIMAL)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("n", [1, 7])
+def test_prox_accepts_proximal_maps(name, scale, n):
+    R, prox = PROXIMAL[name]
+    for seed in range(3):
+        v = scale * np.random.default_rng(seed).standard_normal(n)
+        result = checks.prox(R, prox, v, seed=seed)
+        assert result, result.message
+        assert result.value <= result.bound < 1e-13
+
+
+V = np.array([3.0, -2.0, 0.4, -0.2, 1.3])
+WRONG = {
+    "twice the threshold": (lambda v, t: soft(v, 2 * t), "the one for 2 * step; a factor is wrong"),
+    "half the threshold": (lambda v, t: soft(v, t / 2), "the one for step / 2; a factor is wrong"),
+    "no step": (lambda v, t: soft(v, 1.0), "the one for step = 1; the step is forgotten"),
+    "step turned over": (lambda v, t: soft(v, 0.1 / t), "at the point that it returns, and lower"),
+    "sign turned": (lambda v, t: -soft(v, t), "minus the proximal map; the sign is wrong"),
+    "sign lost": (lambda v, t: np.maximum(np.abs(v) - t, 0), "the sign of v is lost"),
+    "one side": (lambda v, t: np.maximum(v - t, 0), "the negative entries of v are lost"),
+    "the other part": (lambda v, t: np.clip(v, -t, t), "it is v minus the proximal map"),
+    "no maximum": (lambda v, t: v - t * np.sign(v), "and lower by"),
+    "hard threshold": (lambda v, t: v * (np.abs(v) > t), "and lower by"),
+    "of the square": (lambda v, t: v / (1 + t), "and lower by"),
+    "of the Euclidean norm": (PROXIMAL["Euclidean norm"][1], "and lower by"),
+    "zero": (lambda v, t: 0 * v, "it always returns 0"),
+    "a little off": (lambda v, t: soft(v, t) + 1e-6, "and lower by"),
+    "a little large": (lambda v, t: soft(v, t) * (1 + 1e-5), "and lower by"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_prox_rejects_and_says_why(name):
+    prox, words = WRONG[name]
+    for seed in range(10):
+        result = checks.prox(absolute, prox, V, seed=seed, trials=1 + seed % 2)
+        assert not result
+        assert words in result.message
+        assert result.message.startswith("not the proximal map: ")
+
+
+def test_prox_names_a_step_that_is_turned_over():
+    result = checks.prox(absolute, lambda v, t: soft(v, 1 / t), 500 * V, step=2.0)
+    assert "it is the one for 1 / step" in str(result)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 999), i=st.integers(0, 4), size=st.sampled_from([1e-5, 1e-2, 1.0]))
+def test_prox_sees_one_wrong_entry(seed, i, size):
+    def wrong(v, t):
+        p = v / (1 + t)
+        p[i] += size
+        return p
+
+    v = np.random.default_rng(seed).standard_normal(5)
+    assert not checks.prox(lambda x: 0.5 * np.sum(x**2), wrong, v, seed=seed, trials=1)
+
+
+def test_prox_of_another_functional_is_rejected():
+    """Each map fails for each other functional of the list."""
+    for name, (R, _) in PROXIMAL.items():
+        for other, (_, prox) in PROXIMAL.items():
+            assert bool(checks.prox(R, prox, V, trials=1)) == (name == other), (name, other)
+
+
+def test_prox_says_when_r_may_not_be_convex():
+    """The hard threshold is the nearest point for the count of entries, but no inequality holds."""
+    count = lambda x: np.float64(np.sum(x != 0))  # noqa: E731
+    result = checks.prox(count, lambda v, t: v * (np.abs(v) > np.sqrt(2 * t)), V)
+    assert not result
+    assert "is R convex?" in result.message
+
+
+@pytest.mark.parametrize(
+    ("R", "prox", "words"),
+    [
+        (absolute, lambda v, t: v.tolist(), "prox must return an array: it returned list"),
+        (absolute, lambda v, t: v[:2], r"prox returns the wrong shape: expected (5,), got (2,)"),
+        (absolute, lambda v, t: v * np.nan, "prox returned NaN or infinity"),
+        (absolute, lambda v, t: in_place(v), "prox changes its argument"),
+        (lambda x: x, soft, "f must return one number: it returned ndarray"),
+        (lambda x: np.nan, soft, "R must be a number or plus infinity: it returned nan"),
+        (
+            lambda x: 0.0 if (x >= 0).all() else np.inf,
+            soft,
+            "R is infinite at the point that it returns",
+        ),
+    ],
+)
+def test_prox_says_what_is_broken(R, prox, words):
+    result = checks.prox(R, prox, V)
+    assert not result
+    assert words in str(result)
+
+
+def test_prox_takes_functionals_and_any_library(like):
+    R = 0.7 * functionals.l1()
+    v = asarray_like(V, like)
+    assert checks.prox(R, R.prox, v)
+    result = checks.prox(R, lambda v, t: R.prox(v, 2 * t), v)
+    assert "2 * step" in result.message
+    picture = asarray_like(V[:4].reshape(2, 2), like)
+    R = functionals.group_l1(0)
+    assert checks.prox(R, R.prox, picture)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"step": 0.0}, "step must be positive"),
+        ({"trials": 0}, "trials is out of range"),
+        ({"v": [1.0]}, "v must be an array"),
+        ({"v": np.array([np.nan])}, "v must be finite"),
+    ],
+)
+def test_prox_bad_call(options, words):
+    with pytest.raises(ValueError, match=words):
+        checks.prox(absolute, soft, **{"v": V, **options})
 
 
 # --- slope -----------------------------------------------------------------------------------

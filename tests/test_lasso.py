@@ -479,11 +479,10 @@ def test_ugly_instances(part):
             assert true < 1e-9, (seed, true)
         else:
             assert "stagnated" in result.reason, (seed, result.reason)
-            # Rounding: of the data, seen through λ and the longest column.
-            noise = 1e-16 * lam_max(A, y) / lam * np.abs(A).max() / np.abs(A[A != 0]).min()
-            assert true < max(1e3 * noise, 1e-7), (seed, true, noise)
+            # About one in 500; rounding of r, seen through a small λ or columns of unequal length.
+            assert true < 1e-5, (seed, true)
             stagnated += 1
-    assert stagnated <= 6
+    assert stagnated <= 3
 
 
 # ---------------------------------------------------------------- operators and libraries
