@@ -746,9 +746,9 @@ def admm_rule(K: Any, *, rtol: float = 1e-6, atol: float = 0.0) -> StoppingRule:
 
 
 def _numpy(x: Array) -> np.ndarray:
-    """Return a flat copy in NumPy, in double precision."""
+    """Return x flat, in NumPy and double precision; not always a copy."""
     x = detach(x)
-    return np.asarray(x.cpu() if is_torch_array(x) else x).astype(np.float64).ravel()
+    return np.asarray(x.cpu() if is_torch_array(x) else x).astype(np.float64, copy=False).ravel()
 
 
 def _line_search(x: np.ndarray, d: np.ndarray, a: float, lam: float) -> tuple[float, np.ndarray]:
@@ -785,7 +785,7 @@ def _sign_steps(
     :math:`\tfrac12\langle d,Hd\rangle-\langle c,d\rangle+\lambda\|x+d\|_1`.
 
     Feature-sign search: Newton's step is exact as long as no sign changes. The objective falls at
-    each step, so no signs come back, and after finitely many steps the optimality conditions hold.
+    each step, so no pattern of signs comes back, and finitely many steps are enough.
     """
     settled = True
     for k in range(10 * len(x) + 100):
@@ -805,7 +805,8 @@ def _working_set(
     A: LinearOperator, M: Array, y: Array, lam: float, lam2: float, state: LassoState
 ) -> LassoState:
     """Solve on the support and the largest correlations elsewhere, with the matrix M of A."""
-    xp, eps, x, c = array_namespace(y), np.finfo(float).eps, _numpy(state.x), _numpy(state.c)
+    xp, eps = array_namespace(y), np.finfo(float).eps
+    x, c = _numpy(state.x).copy(), _numpy(state.c)
     score = np.where(x != 0, np.inf, abs(c))
     size = min(5 * np.count_nonzero(x) // 4 + 20, len(x))
     W = np.argpartition(score, -size)[-size:]
@@ -831,9 +832,11 @@ def _two_phases(
     *_, last = islice(fista(least_squares(A, y), R, state.x, step=step, restart=True), 101)
     state = _lasso_state(A, y, lam, lam2, last.x)
     xp, mask = array_namespace(y), asarray_like(state.support, y)
-    H = LinearOperator(
-        *2 * (lambda v: mask * (A.H @ (A @ v)) + lam2 * v,), A.in_shape, A.in_shape, like=A.like
-    )
+
+    def normal(v: Array) -> Array:
+        return mask * (A.H @ (A @ v)) + lam2 * v
+
+    H = LinearOperator(normal, normal, A.in_shape, A.in_shape, like=A.like)
     g = mask * (state.c - lam * xp.sign(state.x))
     stop = residual_rule(H, g, rtol=float(xp.finfo(y.dtype).eps) ** 0.5)
     d = detach(run(cg(H, g), stop=stop, max_iter=100).x)
@@ -1053,7 +1056,7 @@ def _add_divergence(d: Array, p: Array, pairs: list[tuple]) -> Array:
     return d
 
 
-def _tv_states(v: Array, lam: float, isotropic: bool) -> Iterator[TVState]:
+def _tv_states(v: Array, lam: float, isotropic: bool, length: float) -> Iterator[TVState]:
     shape, taped = tuple(v.shape), getattr(v, "requires_grad", False)
     x, x_ext, p, d = 1.0 * v, 1.0 * v, zeros((v.ndim, *shape), v), 0.0 * v
     # Blocks of rows that stay in a processor's cache; a GPU is faster with the whole picture.
@@ -1061,8 +1064,7 @@ def _tv_states(v: Array, lam: float, isotropic: bool) -> Iterator[TVState]:
     size = shape[0] if whole else max(1, 2**15 * shape[0] // math.prod(shape))
     blocks = [slice(a, min(a + size, shape[0])) for a in range(0, shape[0], size)]
     blocks = [(rows, _neighbours(shape, rows)) for rows in blocks]
-    step = 2.0
-    dual_step = 1 / (step * max(gradient(shape).norm(), 1.0) ** 2)
+    step, dual_step = 2.0, 0.5 / max(length, 1.0) ** 2
     while True:
         yield TVState(x, p)
         theta, s = 1 / math.sqrt(1 + step), step / (1 + step)
@@ -1149,10 +1151,8 @@ def prox_tv(
     array([0.5 , 0.5 , 2.75, 2.75, 2.75, 2.75])
     """
     v, lam = as_real(v, "v"), as_scalar(lam, "lam", minimum=0.0)
-    if v.ndim == 0:
-        raise ValueError("v must be a signal or a picture: expected 1 dimension or more, got 0")
     rtol, u = as_scalar(rtol, "rtol", minimum=0.0), detach(v)
-    states = _tv_states(v, lam, isotropic)
+    states = _tv_states(v, lam, isotropic, gradient(tuple(v.shape)).norm())
     pairs = _neighbours(tuple(v.shape), slice(0, v.shape[0]))
 
     def gap(state: TVState) -> float:
@@ -1173,12 +1173,10 @@ def _tv_gap_rule(
     noise = 10 * float(xp.finfo(y.dtype).eps) * to_float(norm(y))
 
     def gap(state: ADMMState) -> float:
-        if state.v is None:
-            return math.inf
         x = detach(state.x)
-        r, Dx = A @ x - y, D @ x
+        r, Dx, Kx = A @ x - y, D @ x, state.K @ x
         # The x-step has made Aᵀr + λKᵀq = 0: divided by its largest entry, q is a dual point.
-        q = inside * (state.rho / lam) * (state.K @ x - detach(state.v))
+        q = (state.rho / lam) * inside * (Kx - detach(Kx if state.v is None else state.v))
         t = 1 / max(1.0, math.sqrt(to_float(xp.max(_squares(q, isotropic)))))
         tv, slack = _tv_terms(Dx, t * q, lam, isotropic)
         fit = 0.5 * to_float(inner(r, r))
@@ -1295,11 +1293,11 @@ def tv_deblur(
         return u - radius * _into_unit_ball(inside / radius * u, isotropic)
 
     tv = Functional(lambda z: lam * xp.sum(xp.sqrt(_squares(inside * z, isotropic))), prox=prox)
-    # In units of the contrast of x, thresholds λ/ρ of a tenth: good over a wide range.
-    contrast = to_float(xp.max(y) - xp.min(y)) * math.sqrt(math.prod(y.shape) / gain)
-    x0, rho = inner(A1, y) / gain * ones, 10 * lam / (contrast or 1.0)
+    rtol, x0 = as_scalar(rtol, "rtol", minimum=0.0), inner(A1, y) / gain * ones
+    contrast = to_float(norm(y - A @ x0)) / math.sqrt(gain)
+    # A threshold λ/ρ of a third of the contrast of x is good over a wide range.
+    rho = 3 * lam / (contrast or 1.0)
     states = admm(_x_step(A, y, K, x0), tv, K, x0, rho=rho, relaxation=1.8)
-    far = to_float(norm(y - A @ x0)) * math.sqrt(math.prod(A.in_shape) / gain)
-    rtol = as_scalar(rtol, "rtol", minimum=0.0)
+    far = contrast * math.sqrt(math.prod(A.in_shape))
     stop = _tv_gap_rule(A, detach(y), lam, inside, isotropic, rtol, far)
     return run(states, stop=stop, max_iter=max_iter, check_every=20)

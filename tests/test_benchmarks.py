@@ -259,11 +259,14 @@ needs_peers = pytest.mark.skipif(bool(bench.missing()), reason="needs pip instal
 
 @needs_peers
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_lasso_contest():
     A, y = contests.gaussian(40, 80, 5)
-    ids = ("lasso-gaussian-0.1", "fista-gaussian-0.1", "fista-distance-gaussian-0.1")
-    finished(contests.lasso_rows("gaussian-0.1", A, y, 0.1), *ids)
+    rows = list(contests.lasso_rows("gaussian-0.1", A, y, 0.1))
+    kinds = ("lasso", "fista", "fista-objective", "fista-distance")
+    assert {row["id"] for row in rows} == {f"{kind}-gaussian-0.1" for kind in kinds}
+    finished(rows, *(row["id"] for row in rows))
 
 
 @needs_peers
