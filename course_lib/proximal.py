@@ -1197,7 +1197,7 @@ def _x_step(A: LinearOperator, y: Array, K: LinearOperator, x: Array) -> Callabl
     def by_cg(v: Array, rho: float) -> Array:
         nonlocal x
         H, c = AtA + rho * KtK, b + rho * (K.H @ v)
-        x = run(cg(H, c, x), stop=residual_rule(H, c, rtol=1e-10), max_iter=30).x
+        x = run(cg(H, c, x), stop=residual_rule(H, c, rtol=1e-10), max_iter=30, check_every=10).x
         return x
 
     def by_fourier(v: Array, rho: float) -> Array:

@@ -134,7 +134,7 @@ def test_measure_takes_turns():
 
         return Contestant(name, solve, f"told {name}")
 
-    found = measuring.measure([way("a"), way("b")], lambda answer: answer / 10, budget=1e-6)
+    found = measuring.measure([way("a"), way("b")], lambda answer: answer / 10, 1.0, budget=1e-6)
     assert turns == ["a", "b"] * measuring.FEWEST
     assert (found["a"]["accuracy"], found["b"]["accuracy"]) == (0.1, 0.2)
     for name in "ab":
@@ -142,6 +142,12 @@ def test_measure_takes_turns():
         assert len(times) == measuring.FEWEST
         assert found[name]["min"] == min(times) <= found[name]["median"] <= found[name]["max"]
         assert found[name]["setting"] == f"told {name}"
+
+
+def test_who_does_not_count_is_not_repeated():
+    ways = [Contestant("good", lambda: 0.0), Contestant("bad", lambda: 1.0)]
+    found = measuring.measure(ways, float, 0.5, budget=1e-6)
+    assert [len(found[name]["seconds"]) for name in ("good", "bad")] == [measuring.FEWEST, 1]
 
 
 # The record
@@ -258,7 +264,6 @@ needs_peers = pytest.mark.skipif(bool(bench.missing()), reason="needs pip instal
 
 
 @needs_peers
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_lasso_contest():

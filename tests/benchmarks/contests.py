@@ -31,7 +31,7 @@ OURS = "course_lib"
 GAP = "relative duality gap that the answer proves: (objective - dual value) / objective"
 ABOVE = "relative height above the best known lower bound of the objective"
 DISTANCE = "relative distance to an answer computed another way"
-TOLERANCES = [10.0 ** (-k / 2) for k in range(4, 30)]
+TOLERANCES = [10.0 ** (-k / 4) for k in range(8, 60)]
 
 
 def callback_steps(
@@ -183,12 +183,12 @@ def lasso_rows(name: str, A: np.ndarray, y: np.ndarray, fraction: float) -> Iter
     for solver, make in (ours | peers).items():
         tol = loosest(make, TOLERANCES, gap, target)
         contestants.append(Contestant(solver, make(tol), f"tol={tol:.0e}"))
-    found = measure([*contestants, *fista_contestants(judge, gap, target)], gap)
+    found = measure([*contestants, *fista_contestants(judge, gap, target)], gap, target)
     fista, others = found["fista"] | {"name": OURS}, [found[peer] for peer in peers]
     yield row(TASKS[f"lasso-{name}"], found[OURS], others)
     yield row(TASKS[f"fista-{name}"], fista, [found["pyproximal, FISTA"]])
     yield row(TASKS[f"fista-distance-{name}"], fista, others)
-    found = measure(fista_contestants(judge, height, target), height)
+    found = measure(fista_contestants(judge, height, target), height, target)
     fista = found["fista"] | {"name": OURS}
     yield row(TASKS[f"fista-objective-{name}"], fista, [found["pyproximal, FISTA"]])
 
@@ -319,7 +319,7 @@ def denoising_rows(
         ]
 
     for name, target in targets.items():
-        yield row(TASKS[name], *_split(measure(contest(target), accuracy)))
+        yield row(TASKS[name], *_split(measure(contest(target), accuracy, target)))
 
 
 def gradient_peer(shape: tuple[int, int], boundary: str) -> Any:
@@ -386,9 +386,9 @@ def deblurring_peer(
 
 def deblurring_rows(name: str, size: int = 512, target: float = 1e-3) -> Iterator[dict]:
     """Time deblurring with total variation; the judge knows what long runs of both reach."""
-    problem, lam = problems.deblurring("camera", size=size, width=2.0, noise=1e-2), 3e-3
+    problem, lam = problems.deblurring("camera", size=size, width=2.0, noise=1e-2), 1e-3
     A, y = problem.A, problem.y
-    peer = deblurring_peer(problems.psf_gaussian(2.0), y, lam, step=10.0, boundary="free")
+    peer = deblurring_peer(problems.psf_gaussian(2.0), y, lam, step=7.0, boundary="free")
 
     def objective(x: np.ndarray) -> float:
         x = x.reshape(y.shape)
@@ -397,7 +397,7 @@ def deblurring_rows(name: str, size: int = 512, target: float = 1e-3) -> Iterato
     def tv_deblur(rtol: float) -> Callable:
         return lambda: proximal.tv_deblur(A, y, lam, rtol=rtol).x
 
-    least = min(objective(peer(600)), objective(tv_deblur(1e-5)()))
+    least = objective(tv_deblur(target)())
 
     def accuracy(x: np.ndarray) -> float:
         return objective(x) / least - 1
@@ -408,7 +408,7 @@ def deblurring_rows(name: str, size: int = 512, target: float = 1e-3) -> Iterato
         Contestant(OURS, tv_deblur(tol), f"tol={tol:.0e}"),
         Contestant("pyproximal, PrimalDual", lambda: peer(steps), f"{steps} steps"),
     ]
-    found = measure(contestants, accuracy)
+    found = measure(contestants, accuracy, target)
     yield row(TASKS[name], *_split(found))
 
 
@@ -481,7 +481,7 @@ def tomography_rows(
         Contestant(OURS, lambda: pdhg(own), f"{own} steps"),
         Contestant("pyproximal, PrimalDual", lambda: peer(steps), f"{steps} steps"),
     ]
-    yield row(TASKS[name], *_split(measure(contestants, accuracy)))
+    yield row(TASKS[name], *_split(measure(contestants, accuracy, TASKS[name].target)))
 
 
 STEP_TOMOGRAPHY = 10.0
@@ -533,7 +533,7 @@ def leave_one_out_rows(name: str, n: int = 1000, count: int = 200) -> Iterator[d
     contestants += [
         Contestant(f"RidgeCV, {mode}", ridge(mode), f"gcv_mode={mode}") for mode in ("svd", "eigen")
     ]
-    yield row(TASKS[name], *_split(measure(contestants, accuracy)))
+    yield row(TASKS[name], *_split(measure(contestants, accuracy, TASKS[name].target)))
 
 
 def path_rows(
@@ -573,7 +573,7 @@ def path_rows(
     for solver, make in {OURS: k_fold, "sklearn LassoCV": lasso_cv}.items():
         tol = loosest(make, TOLERANCES, accuracy, target)
         contestants.append(Contestant(solver, make(tol), f"tol={tol:.0e}"))
-    yield row(TASKS[name], *_split(measure(contestants, accuracy)))
+    yield row(TASKS[name], *_split(measure(contestants, accuracy, TASKS[name].target)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -588,7 +588,7 @@ def compared(name: str, reference: np.ndarray, ways: dict[str, Callable], settin
         return float(np.linalg.norm(np.asarray(x) - reference)) / size
 
     contestants = [Contestant(way, solve, setting) for way, solve in ways.items()]
-    return row(TASKS[name], *_split(measure(contestants, accuracy)))
+    return row(TASKS[name], *_split(measure(contestants, accuracy, TASKS[name].target)))
 
 
 def cgls_rows(name: str, m: int = 2000, n: int = 1000, steps: int = 50) -> Iterator[dict]:

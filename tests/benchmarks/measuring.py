@@ -130,13 +130,15 @@ def steps_until(
 def measure(
     contestants: Iterable[Contestant],
     accuracy: Callable[[Answer], float],
+    target: float,
     *,
     budget: float = SECONDS,
 ) -> dict[str, dict]:
     """Run all contestants in turn; return name -> accuracy, times, what it was told.
 
-    The first run of each gives the answer that is judged, and says how often it is repeated. The
-    turns follow one another, so that a slow minute of the machine hits all of them.
+    The first run of each gives the answer that is judged, and says how often it is repeated: not
+    at all if its answer does not count. The turns follow one another, so that a slow minute of the
+    machine hits all of them.
     """
     contestants = list(contestants)
     found, repeats = {}, {}
@@ -144,11 +146,13 @@ def measure(
         start = time.process_time()
         answer = c.solve()
         spent = time.process_time() - start
-        repeats[c.name] = max(FEWEST, min(MOST, int(budget / max(spent, 1e-9))))
+        judged = float(accuracy(answer))
+        affordable = max(FEWEST, min(MOST, int(budget / max(spent, 1e-9))))
+        repeats[c.name] = affordable if judged <= target else 1
         found[c.name] = {
             "name": c.name,
             "setting": c.setting,
-            "accuracy": float(accuracy(answer)),
+            "accuracy": judged,
             "seconds": [spent],
         }
     gc.collect()
