@@ -1237,11 +1237,11 @@ def tv_deblur(
         F(x)-F(u)\ \le\ \lambda\operatorname{TV}(x)-t\lambda\langle q,\nabla x\rangle
         +\tfrac{(1-t)^2}2\|r\|^2+t\|A^\top r+\lambda\nabla^\top q\|\,\|u-x\|
 
-    for every u. The last norms hold what the edge and inexact x-steps leave over; the gap counts
-    u with :math:`\|u-x\|\le R=\|y-cA1\|\,\|1\|/\|A1\|`, c the best constant. (The minimizer can
-    be further away than R; then :math:`F(x)-\min F` exceeds the gap by the quotient of its distance
-    and R at most.) It is measured at every 20th step. In single precision rounding keeps it
-    above some 1e-3.
+    for every u. The gap counts :math:`\|u-x\|` as :math:`R=\|y-cA1\|\,\|1\|/\|A1\|`, c the best
+    constant; should the minimizer be further away, :math:`F(x)-\min F` is at most the gap times
+    its distance over R. The norm before it holds what the edge and inexact x-steps leave over: it
+    tends to 0, but in single precision rounding keeps the gap above some 1e-3 of :math:`F(x)`. It
+    is measured at every 20th step.
 
     Parameters
     ----------

@@ -113,6 +113,7 @@ def test_fewest_gives_up_at_the_limit():
 def test_steps_until():
     assert measuring.steps_until([5.0, 3.0, 1.0, 0.0], float, 1.0) == 3
     assert measuring.steps_until([5.0, 3.0], float, 1.0) is None
+    assert 1000 <= measuring.steps_until(range(5000), lambda k: -k, -1000) <= 1020
 
 
 def test_callback_steps():
