@@ -9,29 +9,43 @@ import base64
 import html
 import io
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from . import filters, functionals, linear, operators, plotting, problems, proximal
+from . import choice, filters, functionals, linear, operators, plotting, problems, proximal
 from .arrays import Array, as_count, norm, to_float
 from .iterate import run
 
 __all__ = [
     "amplification",
+    "bias_variance",
+    "claimed_noise",
+    "contact",
+    "corner_drift",
     "difference_step",
     "directions",
+    "discrepancy_level",
     "explore",
     "filter_factors",
+    "golden_section",
     "grid_size",
     "inverse_crime",
+    "ista_iterates",
     "landweber_vs_tikhonov",
+    "lasso_path",
+    "momentum",
+    "noise_correlation",
     "penalties",
     "picard_noise",
     "posterior_band",
+    "prior_width",
+    "three_averages",
     "three_iterations",
     "tikhonov_picture",
     "tikhonov_signal",
+    "tournament_noise",
     "truncation",
     "two_beliefs",
 ]
@@ -243,6 +257,105 @@ def landweber_vs_tikhonov() -> Any:
     return explore(ks, draw, name="steps k", describe=describe, initial=4)
 
 
+def ista_iterates() -> Any:
+    """Return a slider for the step number of ISTA: the iterate beside the truth."""
+    problem = problems.compressed_sensing(40, 100, 8)
+    lam = 0.1 * to_float(abs(problem.A.H @ problem.y).max())
+    f = functionals.least_squares(problem.A, problem.y)
+    steps = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    states = proximal.ista(
+        f, lam * functionals.l1(), np.zeros(100), step=0.98 / problem.A.norm() ** 2
+    )
+    iterates = {k: state.x for k, state in zip(range(501), states, strict=False) if k in steps}
+
+    def draw(k: int) -> Any:
+        ax = plotting.plot_spikes(
+            np.arange(1, 101), {"ISTA": iterates[k]}, truth=problem.x_true, xlabel="index $j$"
+        )
+        ax.set_ylim(-2.2, 2.2)
+        return ax
+
+    def describe(k: int) -> str:
+        x = iterates[k]
+        return (
+            f"After {k} steps {np.count_nonzero(x)} entries are not zero; relative error "
+            f"{_relative_error(x, problem):.2f}."
+        )
+
+    return explore(steps, draw, name="steps", describe=describe, initial=4)
+
+
+def lasso_path() -> Any:
+    """Return a slider for λ of the LASSO: the solution, and the correlations that certify it."""
+    problem = problems.compressed_sensing(40, 100, 8)
+    largest = to_float(abs(problem.A.H @ problem.y).max())
+    index = np.arange(1, 101)
+
+    def draw(share: float) -> Any:
+        state = proximal.lasso(problem.A, problem.y, share * largest).state
+        axes = plotting.figure(2, 1, height=4.0, sharex=True)[1]
+        plotting.plot_spikes(index, {"LASSO": state.x}, truth=problem.x_true, xlabel="", ax=axes[0])
+        axes[0].set_ylim(-2.2, 2.2)
+        plotting.plot_spikes(index, {"$a_j^T r/\\lambda$": state.c / (share * largest)}, ax=axes[1])
+        for level in (-1, 1):
+            axes[1].axhline(level, color=plotting.COLORS[1], linestyle="--", linewidth=1)
+        axes[1].set_ylim(-1.25, 1.25)
+        axes[1].set_xlabel("index $j$")
+        return axes
+
+    def describe(share: float) -> str:
+        state = proximal.lasso(problem.A, problem.y, share * largest).state
+        return (
+            f"With λ = {share:g} λmax the solution has {int(state.support.sum())} entries that are "
+            "not zero. Below it the correlations divided by λ: they reach 1 or −1 exactly at "
+            "these entries and stay between elsewhere."
+        )
+
+    shares = [1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3]
+    return explore(
+        shares,
+        draw,
+        name="λ / λmax",
+        label="{:g}".format,
+        describe=describe,
+        initial=4,
+    )
+
+
+def momentum() -> Any:
+    """Return a slider for the condition number: the way along a valley, with and without FISTA."""
+    steps = np.arange(151)
+
+    def along(kappa: int) -> dict[str, np.ndarray]:
+        f = functionals.least_squares(np.diag([1 / np.sqrt(kappa), 1.0]), np.zeros(2))
+        methods = {"gradient descent": proximal.ista, "FISTA": proximal.fista}
+        return {
+            name: np.array(
+                [s.x[0] for s in islice(method(f, functionals.box(), np.ones(2), step=1.0), 151)]
+            )
+            for name, method in methods.items()
+        }
+
+    def draw(kappa: int) -> Any:
+        ax = plotting.plot_signals(steps, along(kappa), xlabel="step $k$")
+        ax.axhline(0, color=plotting.INK, linewidth=0.7)
+        ax.set_ylim(-0.65, 1.05)
+        ax.set_ylabel("coordinate along the valley")
+        return ax
+
+    def describe(kappa: int) -> str:
+        ends = " and ".join(f"{name} {x[-1]:.3f}" for name, x in along(kappa).items())
+        turns = int((np.diff(np.sign(along(kappa)["FISTA"])) != 0).sum())
+        return (
+            f"Condition number {kappa}: coordinate after 150 steps: {ends}. FISTA has crossed the "
+            f"minimizer {turns} times."
+        )
+
+    return explore(
+        [1, 3, 10, 30, 100, 300, 1000], draw, name="condition number", describe=describe, initial=4
+    )
+
+
 def penalties(A: Any, y: Array, *, grid: Array, data_grid: Array, truth: Array) -> Any:
     r"""Return a slider for λ, shared by three penalties: on x, on its slope, and on its bend.
 
@@ -419,6 +532,36 @@ def amplification() -> Any:
     return explore(stops, draw, name="periods", describe=describe, initial=3)
 
 
+def contact() -> Any:
+    """Return a slider for the direction of the exact solution: where the ℓ1 ball is met."""
+    M = np.array([[1.0, 0.35], [0.35, 0.7]])
+
+    def met(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+        angle = np.deg2rad(degrees)
+        y = M @ (1.9 * np.array([np.cos(angle), np.sin(angle)]))
+        f = functionals.least_squares(M, y)
+        states = proximal.ista(f, functionals.l1_ball(1.0), np.zeros(2), step=0.6)
+        return y, run(states, max_iter=500, check_every=500).x
+
+    def draw(degrees: int) -> Any:
+        y, x = met(degrees)
+        ax = plotting.plot_contact(M, y, x, power=1, ax=plotting.figure(width=3.4, height=3.4)[1])
+        ax.set_xlim(-1.7, 2.7)
+        ax.set_ylim(-1.7, 2.7)
+        return ax
+
+    def describe(degrees: int) -> str:
+        x = met(degrees)[1]
+        zeros = int((np.abs(x) < 1e-6).sum())
+        where = "at a corner" if zeros else "on an edge, both numbers are not zero"
+        return f"The exact solution lies at {degrees} degrees; the ellipse meets the ball {where}."
+
+    degrees = list(range(0, 181, 15))
+    return explore(
+        degrees, draw, name="direction", label="{}°".format, describe=describe, initial=2
+    )
+
+
 def difference_step() -> Any:
     """Return a slider for the step of a difference quotient of noisy positions."""
     n, delta = 1000, 1e-3
@@ -509,6 +652,123 @@ def grid_size() -> Any:
         )
 
     return explore([8, 12, 16, 32, 64, 128], draw, name="points", describe=describe, initial=2)
+
+
+def discrepancy_level() -> Any:
+    """Return a slider for the noise level that the discrepancy principle is told."""
+    problem = problems.heat(64, noise=1e-2)
+    fit = choice.smoother(problem.A).fit(problem.y)
+    lams = np.geomspace(1e-10, 1e0, 120)
+    residuals = fit.norms(lams)[0]
+
+    def chosen(factor: float) -> choice.Choice:
+        level = factor * problem.delta
+        return choice.discrepancy(fit.smoother, problem.y, level, tau=1.0, grid=lams)
+
+    def draw(factor: float) -> Any:
+        axes, found = plotting.figure(1, 2, height=2.9)[1], chosen(factor)
+        axes[0].loglog(lams, residuals / problem.delta, color=plotting.COLORS[0])
+        axes[0].axhline(factor, color=plotting.COLORS[1], linewidth=1)
+        axes[0].plot(found.lam, factor, "o", color=plotting.COLORS[1], markersize=7)
+        axes[0].set_xlim(lams[0], lams[-1])
+        axes[0].set_ylim(0.1, 200)
+        axes[0].set_xlabel(r"$\lambda$")
+        axes[0].set_ylabel(r"residual norm over $\sigma_e\sqrt{m}$")
+        plotting.plot_signals(
+            problem.grid, {"discrepancy": found.x}, truth=problem.x_true, ax=axes[1]
+        )
+        axes[1].set_ylim(-0.6, 1.5)
+        axes[1].set_xlabel(f"$t$   (relative error {_relative_error(found.x, problem):.2f})")
+        return axes
+
+    def describe(factor: float) -> str:
+        found = chosen(factor)
+        return (
+            f"The residual norm has to be {factor:g} times the expected noise: the curve meets "
+            f"this level at λ = {found.lam:.1e}, and the solution has the relative error "
+            f"{_relative_error(found.x, problem):.2f}."
+        )
+
+    stops = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0, 3.0, 10.0]
+    return explore(stops, draw, name="factor", label="{:g}".format, describe=describe, initial=4)
+
+
+def tournament_noise() -> Any:
+    """Return a slider for the noise level of a small race of four rules on three problems."""
+    made = {"phillips": problems.phillips, "heat": problems.heat, "shaw": problems.shaw}
+    races = {name: problem(32) for name, problem in made.items()}
+    smoothers = {name: choice.smoother(race.A) for name, race in races.items()}
+    grids = {name: s.fit(races[name].y).grid()[::5] for name, s in smoothers.items()}
+    rules = {
+        "gcv": lambda S, p, grid: choice.gcv(S, p.y, grid=grid),
+        "sure": lambda S, p, grid: choice.sure(S, p.y, p.noise_std, grid=grid),
+        "discrepancy": lambda S, p, grid: choice.discrepancy(S, p.y, p.delta, grid=grid),
+        "l_curve": lambda S, p, grid: choice.l_curve(S, p.y, grid=grid),
+    }
+
+    def ratios(name: str, noise: float) -> dict[str, np.ndarray]:
+        errors = []
+        for seed in range(20):
+            problem, grid = races[name].with_noise(noise, seed=seed), grids[name]
+            best = choice.oracle(smoothers[name], problem.y, problem.x_true, grid=grid)
+            found = [best, *(rule(smoothers[name], problem, grid) for rule in rules.values())]
+            errors.append([_relative_error(a.x, problem) for a in found])
+        oracle, *others = np.array(errors).T
+        return {rule: e / oracle for rule, e in zip(rules, others, strict=True)}
+
+    levels = [1e-1, 3e-2, 1e-2, 1e-3, 1e-4]
+    results = {noise: {name: ratios(name, noise) for name in races} for noise in levels}
+
+    def draw(noise: float) -> Any:
+        axes = plotting.figure(1, 3, height=2.0, sharey=True)[1]
+        for ax, (name, result) in zip(axes, results[noise].items(), strict=True):
+            plotting.plot_ratios(result, title=name, ax=ax)
+        axes[1].set_xlabel("error / error of the oracle")
+        return axes
+
+    def middle(r: np.ndarray) -> float:
+        return float(np.quantile(r, 0.5, method="inverted_cdf"))
+
+    def describe(noise: float) -> str:
+        medians = "; ".join(
+            f"{name}: " + ", ".join(f"{rule} {middle(r):.2g}" for rule, r in result.items())
+            for name, result in results[noise].items()
+        )
+        return f"Errors over the error of the oracle with noise {noise:.0e}. Medians of {medians}."
+
+    return explore(levels, draw, name="noise", label="{:.0e}".format, describe=describe, initial=2)
+
+
+def golden_section() -> Any:
+    """Return a slider for the steps of golden section on a criterion with two minima."""
+    problem = problems.shaw(64).with_noise(1e-2, seed=38)
+    lams, visited = np.geomspace(1e-12, 1e2, 200), []
+    seen = choice.gcv(problem.A, problem.y, grid=lams)
+    curve = np.log(seen.values)
+
+    def value(theta: float) -> float:
+        visited.append(theta)
+        return float(np.interp(theta, np.log(lams), curve))
+
+    choice._golden_section(value, np.log(lams[0]), np.log(lams[-1]))
+
+    def draw(count: int) -> Any:
+        at = np.exp(visited[:count])
+        heights = np.exp(np.interp(visited[:count], np.log(lams), curve))
+        ax = plotting.plot_error(lams, {"GCV": seen.values / seen.values.min()}, ylabel="GCV")
+        ax.plot(at, heights / seen.values.min(), "s", color=plotting.COLORS[1], markersize=6)
+        ax.plot(at[-1], heights[-1] / seen.values.min(), "s", color=plotting.INK, markersize=9)
+        ax.set_ylim(0.9, 300)
+        return ax
+
+    def describe(count: int) -> str:
+        return (
+            f"The curve of GCV over λ with two valleys, and the first {count} points that golden "
+            f"section looked at; the last one is λ = {np.exp(visited[count - 1]):.1e}."
+        )
+
+    stops = [2, 3, 4, 5, 6, 7, 8, 10, 14, 20]
+    return explore(stops, draw, name="values computed", describe=describe, initial=0)
 
 
 def picard_noise() -> Any:
@@ -605,6 +865,95 @@ def two_beliefs() -> Any:
     return explore(lams, draw, name="λ", label="{:.0e}".format, describe=describe, initial=2)
 
 
+def claimed_noise() -> Any:
+    """Return a slider for the noise level that SURE is told: its curve beside the solution."""
+    problem = problems.blur_1d(128, noise=5e-2)
+    fits, m = choice.smoother(problem.A), problem.y.shape[0]
+    fit, grid = fits.fit(problem.y), np.geomspace(1e-6, 1.0, 60)
+    solutions = [fit.solve(lam) for lam in grid]
+    loss = np.array([norm(problem.A @ x - problem.y_exact) ** 2 for x in solutions])
+    scale = m * problem.noise_std**2
+
+    def chosen(factor: float) -> choice.Choice:
+        return choice.sure(fits, problem.y, factor * problem.noise_std, grid=grid)
+
+    def draw(factor: float) -> Any:
+        axes, found = plotting.figure(1, 2, height=2.9)[1], chosen(factor)
+        # What does not depend on λ is left out: it would move the curve out of the frame.
+        curves = {"SURE, shifted": found.values - found.values.min(), "prediction error²": loss}
+        plotting.plot_criteria(
+            grid,
+            {name: v / scale for name, v in curves.items()},
+            ylabel=r"in units of $m\sigma_e^2$",
+            limits=(-0.1, 1.5),
+            ax=axes[0],
+        )
+        plotting.plot_signals(
+            problem.grid, {"chosen by SURE": found.x}, truth=problem.x_true, ax=axes[1]
+        )
+        axes[1].set_ylim(-1.0, 2.0)
+        axes[1].set_xlabel(f"$t$   (relative error {_relative_error(found.x, problem):.2f})")
+        return axes
+
+    def describe(factor: float) -> str:
+        found = chosen(factor)
+        return (
+            f"SURE is told {factor:g} times the standard deviation of the noise: it chooses "
+            f"λ = {found.lam:.1e}, and the solution has the relative error "
+            f"{_relative_error(found.x, problem):.2f}."
+        )
+
+    stops = [0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0]
+    return explore(
+        stops, draw, name="claimed over true", label="{:g}".format, describe=describe, initial=5
+    )
+
+
+def corner_drift() -> Any:
+    """Return a slider for the noise level δ: the L-curve of a smooth problem beside the error."""
+    n = 2000
+    i = np.arange(1.0, n + 1)
+    s, x_true = i**-2, i**-4
+    fits = choice.Smoother(operators.diagonal(s), s, np.ones(n), lambda y: y, lambda w, y: w, None)
+    e = np.random.default_rng(0).standard_normal(n)
+    e /= np.linalg.norm(e)
+    grid, size = np.geomspace(1e-14, 10, 100), np.linalg.norm(x_true)
+
+    def look(delta: float) -> tuple[choice.Fit, choice.Choice, choice.Choice, np.ndarray]:
+        fit = fits.fit(s * x_true + delta * e)
+        best, corner = choice.oracle(fits, fit.y, x_true, grid=grid), choice.l_curve(fits, fit.y)
+        return fit, best, corner, best.values / size
+
+    def error(found: choice.Choice) -> float:
+        return float(np.linalg.norm(found.x - x_true) / size)
+
+    def draw(delta: float) -> Any:
+        fit, best, corner, errors = look(delta)
+        axes = plotting.figure(1, 2, height=2.9)[1]
+        points = {
+            name: np.concatenate(fit.norms(found.lam))
+            for name, found in (("corner", corner), ("best", best))
+        }
+        plotting.plot_l_curve(*fit.norms(grid), points=points, ax=axes[0])
+        axes[0].set_xlim(1e-7, 3)
+        axes[0].set_ylim(0.3, 30)
+        plotting.plot_error(grid, {"_error": errors}, ax=axes[1])
+        axes[1].plot(corner.lam, error(corner), "o", color=plotting.COLORS[1], markersize=8)
+        axes[1].set_ylim(1e-6, 1e2)
+        return axes
+
+    def describe(delta: float) -> str:
+        _, best, corner, errors = look(delta)
+        return (
+            f"δ = {delta:.0e}. Left the L-curve, with its corner and the best point; right the "
+            f"error over λ. The corner has λ = {corner.lam:.1e} and relative error "
+            f"{error(corner):.2g}, the best λ is {best.lam:.1e} with {errors.min():.1e}."
+        )
+
+    deltas = [10.0**-k for k in range(1, 7)]
+    return explore(deltas, draw, name="δ", label="{:.0e}".format, describe=describe)
+
+
 def posterior_band() -> Any:
     """Return a slider for the precision of a Gaussian prior: posterior mean, and its error band."""
     problem, D = problems.blur_1d(64, noise=2e-2), operators.difference(64, boundary="zero")
@@ -634,3 +983,154 @@ def posterior_band() -> Any:
 
     stops = [1.0, 10.0, 60.0, 300.0, 2000.0, 20_000.0, 200_000.0]
     return explore(stops, draw, name="precision", label="{:g}".format, describe=describe, initial=2)
+
+
+def bias_variance() -> Any:
+    """Return a slider for λ: solutions for eight draws of the noise, beside bias² and variance."""
+    problem = problems.shaw(32, noise=1e-2)
+    fits, spectrum = choice.smoother(problem.A), filters.decompose(problem.A)
+    exact, s = fits.fit(problem.y_exact), spectrum.s[: spectrum.rank]
+    data = [problem.with_noise(1e-2, seed=seed).y for seed in range(8)]
+    scale = to_float(norm(problem.x_true)) ** 2
+    lams = np.geomspace(1e-6, 1e2, 33)
+
+    def parts(lam: float) -> tuple[float, float]:
+        spread = problem.noise_std**2 * np.sum((s / (s**2 + lam)) ** 2)
+        return to_float(norm(exact.solve(lam) - problem.x_true)) ** 2 / scale, spread / scale
+
+    bias, variance = np.transpose([parts(lam) for lam in lams])
+
+    def draw(lam: float) -> Any:
+        axes = plotting.figure(1, 2, height=2.9)[1]
+        draws = np.array([fits.fit(y).solve(lam) for y in data])
+        plotting.plot_draws(problem.grid, draws, truth=problem.x_true, ax=axes[0])
+        axes[0].set_ylim(-1.5, 3.5)
+        curves = {"bias²": bias, "variance": variance, "sum": bias + variance}
+        plotting.plot_error(lams, curves, ylabel="relative squared error", ax=axes[1])
+        axes[1].set_ylim(1e-6, 1e1)
+        axes[1].axvline(lam, color=plotting.INK, linewidth=0.8)
+        return axes
+
+    def describe(lam: float) -> str:
+        b, v = parts(lam)
+        return (
+            f"λ = {lam:.0e}. Left, solutions for eight draws of the noise, their mean and the "
+            f"truth. Right, the curves of bias² and variance, here {b:.1e} and {v:.1e}."
+        )
+
+    stops = [10.0**k for k in range(-5, 3)]
+    return explore(stops, draw, name="λ", label="{:.0e}".format, describe=describe)
+
+
+def prior_width() -> Any:
+    """Return a slider for the precision of a prior: data that it expects, and the evidence."""
+    problem, D = problems.blur_1d(64, noise=2e-2), operators.difference(64, boundary="zero")
+    variance, triangle = problem.noise_std**2, np.linalg.qr(D.to_dense())[1]
+    rng = np.random.default_rng(0)
+    walks = problem.A.to_dense() @ np.linalg.solve(triangle, rng.standard_normal((64, 3)))
+    noise = problem.noise_std * rng.standard_normal((64, 3))
+    precisions = np.logspace(-2, 5, 200)
+    seen = choice.evidence(
+        problem.A, problem.y, D, noise_std=problem.noise_std, grid=variance * precisions
+    )
+
+    def value(precision: float) -> float:
+        return float(np.interp(np.log(precision), np.log(precisions), seen.values))
+
+    def draw(precision: float) -> Any:
+        left, right = plotting.figure(1, 2, height=2.9)[1]
+        expected = walks / np.sqrt(precision) + noise
+        draws = {f"draw {k + 1}": expected[:, k] for k in range(3)}
+        plotting.plot_signals(problem.data_grid, draws, data=problem.y, ax=left)
+        left.set_ylim(-2, 2)
+        curve = {"negative log evidence": seen.values}
+        axis = r"$\log_{10}\lambda_{\rm pr}$"
+        plotting.plot_signals(np.log10(precisions), curve, xlabel=axis, ax=right)
+        right.plot(np.log10(precision), value(precision), "o", color=plotting.INK, markersize=8)
+        right.set_ylim(-200, 600)
+        return left
+
+    def describe(precision: float) -> str:
+        size = np.std(walks) / np.sqrt(precision)
+        return (
+            f"Three draws of data for the prior precision {precision:g}, of typical size "
+            f"{size:.2g}, beside the data; and the negative log evidence, here "
+            f"{value(precision):.0f}, smallest near 34."
+        )
+
+    stops = [0.03, 0.3, 3.0, 34.0, 300.0, 1000.0, 3000.0]
+    return explore(stops, draw, name="precision", label="{:g}".format, describe=describe, initial=3)
+
+
+def three_averages() -> Any:
+    """Return a slider for the decay of a truth: the prior widths that three criteria choose."""
+    index, noise_std = np.arange(1, 65), 0.01
+    s, lams = 1.0 / index, np.logspace(-9, 1, 1001)[:, None]
+    kept = s**2 / (s**2 + lams)
+    lost = lams / (s**2 + lams)
+
+    def expected(x: np.ndarray) -> dict[str, np.ndarray]:
+        """Expected criteria over λ, for white noise and a truth with coefficients x."""
+        squares, variance = (s * x) ** 2, noise_std**2
+        fit = lost @ (squares + variance) / variance
+        return {
+            "evidence": 0.5 * fit - 0.5 * np.log(lost).sum(axis=1),
+            "prediction": lost**2 @ squares + variance * np.sum(kept**2, axis=1),
+            "estimation": lost**2 @ x**2 + variance * kept**2 @ s**-2,
+        }
+
+    def widths(decay: float) -> tuple[dict[str, float], float]:
+        criteria = expected(index**-decay)
+        best = {name: int(values.argmin()) for name, values in criteria.items()}
+        risk = criteria["estimation"]
+        ratio = np.sqrt(risk[best["evidence"]] / risk[best["estimation"]])
+        return {name: noise_std / np.sqrt(lams[i, 0]) for name, i in best.items()}, ratio
+
+    def draw(decay: float) -> Any:
+        ax = plotting.plot_widths(index**-decay, widths(decay)[0])
+        ax.set_ylim(1e-4, 3)
+        return ax
+
+    def describe(decay: float) -> str:
+        found, ratio = widths(decay)
+        sizes = ", ".join(f"{name} {width:.2g}" for name, width in found.items())
+        return (
+            f"Coefficients that fall like the power {decay:g} of the index, and the widths of the "
+            f"prior that three criteria choose: {sizes}. With the evidence the error is "
+            f"{ratio:.2f} times the smallest."
+        )
+
+    decays = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+    return explore(decays, draw, name="decay", label="{:g}".format, describe=describe)
+
+
+def noise_correlation() -> Any:
+    """Return a slider for the correlation of the noise: LOOCV beside what it should estimate."""
+    problem = problems.phillips(64, noise=1e-2)
+    fits, lams = choice.smoother(problem.A), np.geomspace(1e-6, 1e1, 43)
+
+    def choices(c: float) -> tuple[choice.Choice, choice.Choice, float]:
+        y = problem.with_noise(1e-2, kind="coloured", correlation=c).y
+        aim = choice.oracle(fits, y, problem.x_true, grid=lams, error="prediction")
+        return choice.loocv(fits, y, grid=lams), aim, float(np.mean((y - problem.y_exact) ** 2))
+
+    def draw(c: float) -> Any:
+        found, aim, noise = choices(c)
+        axes = plotting.figure(1, 2, height=2.9)[1]
+        curves = {"LOOCV": found.values, "aim": aim.values**2 / 64 + noise}
+        plotting.plot_error(lams, curves, ylabel="mean squared error", ax=axes[0])
+        axes[0].set_ylim(1e-4, 1e-1)
+        plotting.plot_signals(problem.grid, {"LOOCV": found.x}, truth=problem.x_true, ax=axes[1])
+        axes[1].set_ylim(-4, 6)
+        return axes
+
+    def describe(c: float) -> str:
+        found, aim, _ = choices(c)
+        return (
+            f"Correlation {c:g}. Left, LOOCV with its smallest value at λ = {found.lam:.1e}, and "
+            f"the prediction error with its smallest value at {aim.lam:.1e}. Right, the solution "
+            f"for the former, relative error {_relative_error(found.x, problem):.2f}."
+        )
+
+    stops = [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8]
+    return explore(stops, draw, name="correlation", label="{:g}".format, describe=describe)

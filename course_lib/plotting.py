@@ -27,14 +27,22 @@ __all__ = [
     "pixels",
     "plot_amplification",
     "plot_coefficients",
+    "plot_contact",
+    "plot_criteria",
+    "plot_draws",
     "plot_error",
     "plot_factors",
     "plot_gain",
+    "plot_gaps",
+    "plot_l_curve",
     "plot_picard",
     "plot_rates",
+    "plot_ratios",
     "plot_semiconvergence",
     "plot_signals",
+    "plot_spikes",
     "plot_valleys",
+    "plot_widths",
     "show_pictures",
     "show_source",
 ]
@@ -333,6 +341,79 @@ def show_pictures(
 
 
 @_styled
+def plot_spikes(
+    grid: Array,
+    signals: Mapping[str, Array],
+    *,
+    truth: Array | None = None,
+    xlabel: str = "$t$",
+    ax: Any = None,
+) -> Any:
+    """Draw the entries that are not zero as stems; the truth as broad gray ones.
+
+    Parameters
+    ----------
+    grid : array, shape (n,)
+    signals : dict
+        Label to array of shape (n,).
+    truth : array, shape (n,), optional
+    """
+    ax, t = _axes(ax), _numpy(grid)
+    ax.axhline(0, color=INK, linewidth=0.7)
+    if truth is not None:
+        x = _same_length("truth", _numpy(truth), "grid", t.size)
+        on = x != 0
+        ax.vlines(t[on], 0, x[on], color=INK, linewidth=4, label="truth", alpha=0.65)
+    for (label, values), color, marker in zip(
+        signals.items(), COLORS, cycle(_MARKERS), strict=False
+    ):
+        x = _same_length(label, _numpy(values), "grid", t.size)
+        on = x != 0
+        ax.vlines(t[on], 0, x[on], color=color, linewidth=1.2)
+        ax.plot(t[on], x[on], marker, color=color, label=label, markersize=3.5)
+    ax.set_xlabel(xlabel)
+    pad = 0.01 * float(t[-1] - t[0])
+    ax.set_xlim(t[0] - pad, t[-1] + pad)
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_contact(A: Array, y: Array, x: Array, *, power: int, ax: Any = None) -> Any:
+    r"""Draw where a level line of the misfit first meets the ball of a norm, in two dimensions.
+
+    Parameters
+    ----------
+    A : array, shape (2, 2)
+        Invertible. The level lines of :math:`\|Ax-y\|` are ellipses around :math:`A^{-1}y`.
+    y : array, shape (2,)
+    x : array, shape (2,)
+        The point of contact: the ball and the ellipse through it are drawn.
+    power : {1, 2}
+        The ball of :math:`\|\cdot\|_1` or of :math:`\|\cdot\|_2`.
+    """
+    ax, A, y, x = _axes(ax), _numpy(A), _numpy(y), _numpy(x)
+    angle = np.linspace(0, 2 * math.pi, 401)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    center = np.linalg.solve(A, y)
+    ball = circle / (np.abs(circle) ** power).sum(axis=0) ** (1 / power)
+    ball = ball * (np.abs(x) ** power).sum() ** (1 / power)
+    ax.fill(*ball, color=COLORS[0], alpha=0.22, linewidth=0)
+    ax.plot(*ball, color=COLORS[0])
+    for share in (0.35, 0.7, 1.0):
+        level = center[:, None] + share * np.linalg.norm(A @ x - y) * np.linalg.solve(A, circle)
+        ax.plot(*level, color=COLORS[1], linewidth=1.0 if share < 1 else 1.7)
+    ax.axhline(0, color=INK, linewidth=0.7, zorder=0)
+    ax.axvline(0, color=INK, linewidth=0.7, zorder=0)
+    ax.plot(*center, "+", color=COLORS[1], markersize=8)
+    ax.plot(*x, "o", color=INK, markersize=7)
+    ax.set_aspect("equal")
+    ax.set_xlabel("$x_1$")
+    ax.set_ylabel("$x_2$")
+    return ax
+
+
+@_styled
 def plot_picard(
     s: Array, coefficients: Array, *, noise_std: float | None = None, ax: Any = None
 ) -> Any:
@@ -399,6 +480,30 @@ def _mark_minimum(ax: Any, x: np.ndarray, y: np.ndarray, color: str) -> None:
 
 
 @_styled
+def plot_draws(
+    grid: Array,
+    draws: Array,
+    *,
+    truth: Array | None = None,
+    label: str = "mean",
+    ax: Any = None,
+) -> Any:
+    """Draw solutions for many draws of the noise as thin lines, and their mean.
+
+    Parameters
+    ----------
+    grid : array, shape (n,)
+    draws : array, shape (number of draws, n)
+    truth : array, optional
+    label : str
+        Name of the mean.
+    """
+    ax, x = _axes(ax), _numpy(draws)
+    ax.plot(_numpy(grid), x.T, color=COLORS[1], linewidth=0.5, alpha=0.6)
+    return plot_signals(grid, {label: x.mean(axis=0)}, truth=truth, ax=ax)
+
+
+@_styled
 def plot_error(
     parameter: Array,
     errors: Mapping[str, Array],
@@ -424,6 +529,73 @@ def plot_error(
     ax.set_ylabel(ylabel)
     _plain_numbers(ax.yaxis)
     _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_criteria(
+    parameter: Array,
+    criteria: Mapping[str, Array],
+    *,
+    xlabel: str = r"$\lambda$",
+    ylabel: str = "criterion",
+    limits: tuple[float, float] | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw criteria that may be negative over a logarithmic parameter, with rings at the minima.
+
+    Parameters
+    ----------
+    parameter : array, shape (n,)
+    criteria : dict
+        Label to array of shape (n,).
+    limits : pair of floats, optional
+        Ends of the vertical axis.
+    """
+    ax, p = _axes(ax), _numpy(parameter)
+    ax.axhline(0, color=INK, linewidth=0.7)
+    for (label, values), look in zip(criteria.items(), _strokes(), strict=False):
+        v = _same_length(label, _numpy(values), "the parameter", p.size)
+        ax.semilogx(p, v, label=label, **look)
+        _mark_minimum(ax, p, v, look["color"])
+    ax.set_ylim(limits)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_l_curve(
+    residual: Array,
+    penalty: Array,
+    *,
+    points: Mapping[str, tuple[float, float]] | None = None,
+    xlabel: str = r"$\Vert Ax_\lambda-y\Vert $",
+    ylabel: str = r"$\Vert x_\lambda\Vert $",
+    ax: Any = None,
+) -> Any:
+    """Draw the norm of the solution over that of the residual, both logarithmic.
+
+    Parameters
+    ----------
+    residual, penalty : array, shape (n,)
+        The norms, one pair for each λ.
+    points : dict, optional
+        Label to a pair of norms: marked on the curve.
+    """
+    ax, r = _axes(ax), _numpy(residual)
+    ax.loglog(r, _same_length("penalty", _numpy(penalty), "residual", r.size), color=COLORS[0])
+    looks = zip(cycle(COLORS[1:]), "osD^vP", strict=False)
+    for (label, point), (color, marker) in zip((points or {}).items(), looks, strict=False):
+        x, y = (float(value) for value in point)
+        look = {"color": color, "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
+        ax.plot(x, y, marker, linestyle="none", label=label, **look)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _plain_numbers(ax.xaxis)
+    _plain_numbers(ax.yaxis)
+    _legend_row(ax)
     return ax
 
 
@@ -483,6 +655,97 @@ def plot_rates(
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     _name_lines(ax)
+    return ax
+
+
+@_styled
+def plot_ratios(
+    ratios: Mapping[str, Array], *, limit: float = 30.0, title: str | None = None, ax: Any = None
+) -> Any:
+    """Draw ratios that are 1 at best, a row of dots for each method, over a logarithmic axis.
+
+    A disc marks the median, a bar goes from the 10 % to the 90 % quantile; both are values that
+    occur. Ratios beyond the limit, infinite ones too, are triangles at the limit. A dotted line
+    marks the ratio 2.
+
+    Parameters
+    ----------
+    ratios : dict
+        Label to array of one dimension: a ratio for each run.
+    limit : float
+        Right end of the axis.
+    title : str, optional
+    """
+    ax = _axes(ax)
+    ax.axvline(2, color=INK, linewidth=0.7, linestyle=":")
+    for row, (label, values) in enumerate(ratios.items()):
+        r = _numpy(values)
+        if r.size == 0:
+            raise ValueError(f"the ratios of {label!r} must not be empty")
+        # Spread over the row, the same in every figure: multiples of the golden ratio, mod 1.
+        height = row + 0.56 * ((np.arange(r.size) * 0.618034) % 1 - 0.5)
+        beyond = r > limit
+        ax.plot(r[~beyond], height[~beyond], ".", color=INK, alpha=0.5, markersize=2.2)
+        at = np.full(beyond.sum(), limit)
+        ax.plot(at, height[beyond], ">", color=COLORS[1], markersize=2.6)
+        ends = np.minimum(np.quantile(r, [0.1, 0.5, 0.9], method="inverted_cdf"), limit)
+        ax.plot(ends[[0, 2]], [row, row], color=COLORS[0], linewidth=2)
+        ax.plot(ends[1], row, "o", color=COLORS[0], markersize=5)
+    ax.set_xscale("log")
+    ax.set_xlim(0.9, 1.15 * limit)
+    ax.set_ylim(len(ratios) - 0.4, -0.6)
+    ax.set_yticks(range(len(ratios)), list(ratios))
+    ticks = [tick for tick in (1, 3, 10, 30, 100, 1000) if tick <= limit]
+    ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    ax.minorticks_off()
+    if title is not None:
+        ax.set_title(title)
+    return ax
+
+
+@_styled
+def plot_gaps(
+    gaps: Mapping[str, Array],
+    *,
+    bounds: Mapping[str, Array] | None = None,
+    every: int = 1,
+    double: bool = False,
+    xlabel: str = "step $k$",
+    ylabel: str = "$F(x_k)-F(x^\\star)$",
+    ax: Any = None,
+) -> Any:
+    """Draw how far iterations are from their goal, on a logarithmic scale.
+
+    Parameters
+    ----------
+    gaps : dict
+        Label to array; entry j belongs to step j times ``every``.
+    bounds : dict, optional
+        The same for proved bounds, drawn gray.
+    every : int
+    double : bool
+        Logarithmic steps too, from step 1 on: a rate is then a straight line.
+    """
+    ax = _axes(ax)
+    for (label, values), look in zip(gaps.items(), _strokes(), strict=False):
+        gap = _numpy(values)
+        ax.plot(every * np.arange(gap.size), np.where(gap > 0, gap, np.nan), label=label, **look)
+    for (label, values), stroke in zip((bounds or {}).items(), cycle(_STROKES), strict=False):
+        bound = _numpy(values)
+        ax.plot(
+            every * np.arange(bound.size),
+            bound,
+            color=INK,
+            linestyle=stroke,
+            linewidth=1,
+            label=label,
+        )
+    ax.set_yscale("log")
+    if double:
+        ax.set_xscale("log")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _legend_row(ax)
     return ax
 
 
@@ -591,6 +854,28 @@ def plot_coefficients(
         i = np.arange(1, c.size + 1)
         ax.semilogy(i, c, marker, color=look["color"], label=label)
     ax.set_ylim(bottom=floor)
+    ax.set_xlabel("index $i$")
+    ax.set_ylabel("size of the coefficient")
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_widths(coefficients: Array, widths: Mapping[str, float], *, ax: Any = None) -> Any:
+    """Draw the size of coefficients over the index, and one width for all: what a prior expects.
+
+    Parameters
+    ----------
+    coefficients : array, shape (n,)
+        Those below 1e-4 of the largest are left out; the scale is logarithmic.
+    widths : dict
+        Label to the height of a horizontal line.
+    """
+    ax, c = _axes(ax), np.abs(_numpy(coefficients))
+    i, seen = np.arange(1, c.size + 1), c > 1e-4 * c.max()
+    ax.semilogy(i[seen], c[seen], "o", color=INK, label="truth")
+    for (label, width), look in zip(widths.items(), _strokes(), strict=False):
+        ax.semilogy(i[[0, -1]], [width, width], label=label, **look)
     ax.set_xlabel("index $i$")
     ax.set_ylabel("size of the coefficient")
     _legend_row(ax)

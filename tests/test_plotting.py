@@ -94,14 +94,28 @@ DRAWERS = {
     "plot_signals": lambda **o: plotting.plot_signals(T, CURVES, truth=T, data=T, **o),
     "plot_picard": lambda **o: plotting.plot_picard(T[::-1], T, noise_std=0.1, **o),
     "plot_factors": lambda **o: plotting.plot_factors(T, CURVES, **o),
+    "plot_draws": lambda **o: plotting.plot_draws(T, [T, T**2], truth=T, **o),
     "plot_error": lambda **o: plotting.plot_error(T, CURVES, **o),
+    "plot_criteria": lambda **o: plotting.plot_criteria(T, CURVES, limits=(-1, 2), **o),
+    "plot_l_curve": lambda **o: plotting.plot_l_curve(
+        T, 1 / T, points={"one": (0.1, 10.0), "two": (0.5, 2.0)}, **o
+    ),
     "plot_semiconvergence": lambda **o: plotting.plot_semiconvergence(CURVES, **o),
     "plot_rates": lambda **o: plotting.plot_rates(T, CURVES, slopes={"two": 2.0}, **o),
+    "plot_ratios": lambda **o: plotting.plot_ratios(
+        {"one": 1 + T, "two": 1 / T}, limit=3, title="ratios", **o
+    ),
     "plot_gain": lambda **o: plotting.plot_gain(T, lam=0.01, **o),
     "plot_valleys": lambda **o: plotting.plot_valleys(
         {"one": (T, CURVES["two"])}, points={"two": (T, T)}, **o
     ),
+    "plot_widths": lambda **o: plotting.plot_widths(T, {"one": 0.1, "two": 0.3}, **o),
     "plot_amplification": lambda **o: plotting.plot_amplification(T, CURVES, level=0.1, **o),
+    "plot_gaps": lambda **o: plotting.plot_gaps(CURVES, bounds={"bound": T}, double=True, **o),
+    "plot_spikes": lambda **o: plotting.plot_spikes(T, CURVES, truth=T, **o),
+    "plot_contact": lambda **o: plotting.plot_contact(
+        np.diag([2.0, 1.0]), np.array([2.0, 2.0]), np.array([0.0, 1.0]), power=1, **o
+    ),
     "plot_coefficients": lambda **o: plotting.plot_coefficients(CURVES, truth=T, **o),
 }
 
@@ -201,6 +215,19 @@ def test_valleys_have_a_parameter_and_a_ring_each():
     np.testing.assert_allclose(rings, [T[14], 10.0, 100.0], atol=0.02)
     (dots,) = (line for line in ax.get_lines() if line.get_label() == "c")
     assert dots.get_linestyle() == "None"
+
+
+def test_ratios_show_quantiles_and_what_is_beyond_the_limit():
+    values = np.append(np.linspace(1, 3, 9), [50.0, np.inf])
+    ax = plotting.plot_ratios({"rule": values}, limit=10)
+    lines = [line for line in ax.get_lines() if line.get_linestyle() != ":"]
+    dots, beyond, bar, middle = lines
+    np.testing.assert_array_equal(dots.get_xdata(), values[:9])
+    np.testing.assert_array_equal(beyond.get_xdata(), [10, 10])
+    assert list(bar.get_xdata()) == [values[1], 10]
+    assert middle.get_xdata()[0] == values[5]
+    with pytest.raises(ValueError, match="must not be empty"):
+        plotting.plot_ratios({"rule": []})
 
 
 def test_rates_draw_the_slope_of_theory():
