@@ -19,6 +19,7 @@ from .arrays import Array, as_count, norm, to_float
 from .iterate import run
 
 __all__ = [
+    "admm_penalty",
     "amplification",
     "bias_variance",
     "claimed_noise",
@@ -35,6 +36,7 @@ __all__ = [
     "ista_iterates",
     "landweber_vs_tikhonov",
     "lasso_path",
+    "measurements",
     "momentum",
     "noise_correlation",
     "penalties",
@@ -322,6 +324,38 @@ def lasso_path() -> Any:
     )
 
 
+def measurements() -> Any:
+    """Return a slider for the number of measurements: recovery of a sparse vector from them."""
+    counts = [10, 15, 20, 25, 28, 30, 32, 35, 40, 50, 60]
+
+    def solve(m: int) -> tuple[np.ndarray, float]:
+        problem = problems.compressed_sensing(m, 100, 8, noise=0.0)
+        lam = 1e-5 * to_float(abs(problem.A.H @ problem.y).max())
+        x = proximal.lasso(problem.A, problem.y, lam, rtol=1e-7).x
+        return x, _relative_error(x, problem)
+
+    truth = problems.compressed_sensing(10, 100, 8).x_true
+
+    def draw(m: int) -> Any:
+        ax = plotting.plot_spikes(
+            np.arange(1, 101),
+            {"smallest $\\ell_1$ norm": solve(m)[0]},
+            truth=truth,
+            xlabel="index $j$",
+        )
+        ax.set_ylim(-2.4, 2.4)
+        return ax
+
+    def describe(m: int) -> str:
+        x, error = solve(m)
+        return (
+            f"{m} measurements: {np.count_nonzero(np.abs(x) > 1e-3)} entries above 0.001, relative "
+            f"error {error:.1e}."
+        )
+
+    return explore(counts, draw, name="measurements", describe=describe, initial=2)
+
+
 def momentum() -> Any:
     """Return a slider for the condition number: the way along a valley, with and without FISTA."""
     steps = np.arange(151)
@@ -489,6 +523,30 @@ def _filtered_signal(
         )
 
     return explore(values, draw, name=name, label=label, describe=describe)
+
+
+def admm_penalty() -> Any:
+    """Return a slider for ρ of ADMM: both residuals, for a piecewise constant signal."""
+    problem = problems.blocks(256)
+    D = operators.difference(256)
+    x_step = proximal.least_squares_step(np.eye(256), problem.y, D)
+    rhos = [10.0**k for k in (-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)]
+
+    def residuals(rho: float) -> dict[str, np.ndarray]:
+        states = proximal.admm(x_step, 0.5 * functionals.l1(), D, np.zeros(256), rho=rho)
+        norms = np.array([[to_float(norm(s.r)), to_float(norm(s.s))] for s in islice(states, 151)])
+        return {"$\\Vert Kx-z\\Vert$": norms[:, 0], "$\\Vert s\\Vert$": norms[:, 1]}
+
+    def draw(rho: float) -> Any:
+        ax = plotting.plot_gaps(residuals(rho), ylabel="residuals")
+        ax.set_ylim(1e-8, 1e3)
+        return ax
+
+    def describe(rho: float) -> str:
+        first, second = (values[150] for values in residuals(rho).values())
+        return f"ρ = {rho:.2g}: after 150 steps the residuals are {first:.0e} and {second:.0e}."
+
+    return explore(rhos, draw, name="ρ", label="{:.2g}".format, describe=describe, initial=0)
 
 
 def amplification() -> Any:
@@ -741,8 +799,8 @@ def tournament_noise() -> Any:
 
 def golden_section() -> Any:
     """Return a slider for the steps of golden section on a criterion with two minima."""
-    problem = problems.shaw(64).with_noise(1e-2, seed=38)
-    lams, visited = np.geomspace(1e-12, 1e2, 200), []
+    problem = problems.heat(64, noise=1e-1, seed=33)
+    lams, visited = np.geomspace(1e-12, 1e4, 200), []
     seen = choice.gcv(problem.A, problem.y, grid=lams)
     curve = np.log(seen.values)
 
@@ -758,7 +816,7 @@ def golden_section() -> Any:
         ax = plotting.plot_error(lams, {"GCV": seen.values / seen.values.min()}, ylabel="GCV")
         ax.plot(at, heights / seen.values.min(), "s", color=plotting.COLORS[1], markersize=6)
         ax.plot(at[-1], heights[-1] / seen.values.min(), "s", color=plotting.INK, markersize=9)
-        ax.set_ylim(0.9, 300)
+        ax.set_ylim(0.9, 12)
         return ax
 
     def describe(count: int) -> str:
@@ -767,7 +825,7 @@ def golden_section() -> Any:
             f"section looked at; the last one is λ = {np.exp(visited[count - 1]):.1e}."
         )
 
-    stops = [2, 3, 4, 5, 6, 7, 8, 10, 14, 20]
+    stops = list(range(2, 9))
     return explore(stops, draw, name="values computed", describe=describe, initial=0)
 
 

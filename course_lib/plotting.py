@@ -392,7 +392,8 @@ def plot_contact(A: Array, y: Array, x: Array, *, power: int, ax: Any = None) ->
     power : {1, 2}
         The ball of :math:`\|\cdot\|_1` or of :math:`\|\cdot\|_2`.
     """
-    ax, A, y, x = _axes(ax), _numpy(A), _numpy(y), _numpy(x)
+    ax = figure(width=3.6, height=3.4)[1] if ax is None else ax
+    A, y, x = _numpy(A), _numpy(y), _numpy(x)
     angle = np.linspace(0, 2 * math.pi, 401)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     center = np.linalg.solve(A, y)
