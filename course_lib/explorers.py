@@ -49,6 +49,7 @@ __all__ = [
     "tikhonov_signal",
     "tournament_noise",
     "truncation",
+    "tv_picture",
     "two_beliefs",
 ]
 
@@ -162,6 +163,29 @@ def _image(png: bytes, description: str) -> str:
 
 def _relative_error(x: Any, problem: problems.Problem) -> float:
     return to_float(norm(x - problem.x_true) / norm(problem.x_true))
+
+
+def tv_picture() -> Any:
+    """Return a slider for λ: a noisy picture, denoised with total variation."""
+    truth = problems.picture("camera", 96)
+    y = truth + 0.1 * np.random.default_rng(0).standard_normal(truth.shape)
+    lams = [0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.4, 1.0, 4.0]
+
+    def denoised(lam: float) -> tuple[np.ndarray, float]:
+        x = proximal.prox_tv(y, lam).x
+        return x, float(np.linalg.norm(x - truth) / np.linalg.norm(truth))
+
+    def draw(lam: float) -> Any:
+        x = denoised(lam)[0]
+        return plotting.show_pictures({"noisy": y, f"λ = {lam:g}": x}, width=4.6)
+
+    def describe(lam: float) -> str:
+        return (
+            f"A noisy photograph and its denoised version with λ = {lam:g}; relative error "
+            f"{denoised(lam)[1]:.3f}."
+        )
+
+    return explore(lams, draw, name="λ", label="{:g}".format, describe=describe, initial=0)
 
 
 def tikhonov_picture() -> Any:
@@ -378,8 +402,9 @@ def momentum() -> Any:
         return ax
 
     def describe(kappa: int) -> str:
-        ends = " and ".join(f"{name} {x[-1]:.3f}" for name, x in along(kappa).items())
-        turns = int((np.diff(np.sign(along(kappa)["FISTA"])) != 0).sum())
+        paths = along(kappa)
+        ends = " and ".join(f"{name} {x[-1]:.3f}" for name, x in paths.items())
+        turns = int((paths["FISTA"][1:] * paths["FISTA"][:-1] < 0).sum())
         return (
             f"Condition number {kappa}: coordinate after 150 steps: {ends}. FISTA has crossed the "
             f"minimizer {turns} times."
@@ -1066,6 +1091,7 @@ def bias_variance() -> Any:
         curves = {"bias²": bias, "variance": variance, "sum": bias + variance}
         plotting.plot_error(lams, curves, ylabel="relative squared error", ax=axes[1])
         axes[1].set_ylim(1e-6, 1e1)
+        axes[1].minorticks_off()
         axes[1].axvline(lam, color=plotting.INK, linewidth=0.8)
         return axes
 
@@ -1076,7 +1102,7 @@ def bias_variance() -> Any:
             f"truth. Right, the curves of bias² and variance, here {b:.1e} and {v:.1e}."
         )
 
-    stops = [10.0**k for k in range(-5, 3)]
+    stops = [10.0**k for k in range(-5, 2)]
     return explore(stops, draw, name="λ", label="{:.0e}".format, describe=describe)
 
 
@@ -1178,6 +1204,7 @@ def noise_correlation() -> Any:
         curves = {"LOOCV": found.values, "aim": aim.values**2 / 64 + noise}
         plotting.plot_error(lams, curves, ylabel="mean squared error", ax=axes[0])
         axes[0].set_ylim(1e-4, 1e-1)
+        axes[0].minorticks_off()
         plotting.plot_signals(problem.grid, {"LOOCV": found.x}, truth=problem.x_true, ax=axes[1])
         axes[1].set_ylim(-4, 6)
         return axes
@@ -1190,5 +1217,5 @@ def noise_correlation() -> Any:
             f"for the former, relative error {_relative_error(found.x, problem):.2f}."
         )
 
-    stops = [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8]
+    stops = [0.0, 0.2, 0.3, 0.4, 0.6, 0.8]
     return explore(stops, draw, name="correlation", label="{:g}".format, describe=describe)

@@ -111,6 +111,7 @@ def test_gap_bounds_what_is_missing(broken):
             assert squares <= np.sum(change**2) * (1 + 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.claim("thm-three-forms")
 @pytest.mark.parametrize("broken", [None, "radius", "price"])
 def test_three_forms_have_the_same_solutions(broken):

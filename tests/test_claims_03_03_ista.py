@@ -84,6 +84,7 @@ def test_inequality_of_one_step(broken):
                     assert f(up) + R(up) <= f(z) + R(z) + side / (2 * eta) - rest + 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.claim("thm-ista")
 @pytest.mark.parametrize("broken", [None, "descent", "rate"])
 def test_ista_decreases_converges_and_keeps_its_rate(broken):

@@ -96,6 +96,7 @@ def test_no_combination_of_gradients_is_better(broken):
             assert gap >= share * np.linalg.norm(H, 2) * np.sum(x_star**2) / (k + 1) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.claim("prop-restart")
 @pytest.mark.parametrize("broken", [None, "length"])
 def test_each_round_halves_the_gap(broken):

@@ -75,12 +75,14 @@ def test_small_constant_gives_the_null_space_property(broken):
         for _ in range(300):
             n, s = int(rng.integers(5, 11)), int(rng.integers(1, 3))
             h = np.where(np.arange(n) < s, rng.uniform(1, 6), 1.0) * rng.uniform(0.9, 1.1, n)
+            if n % 3 == 0:
+                h[0], h[1], h[2:] = 5.4, 5.0, 0.02 * h[2:]
             order = s if broken == "order" else 2 * s
             limit = 0.95 if broken == "constant" else np.sqrt(2) - 1
             if isometry(with_null_vector(h), order, best_scale=True) < limit:
                 seen += 1
                 assert np.sort(abs(h))[-s:].sum() < 0.5 * abs(h).sum()
-        assert seen > 30
+        assert seen > 10
 
 
 @pytest.mark.claim("thm-sharp-isometry")
