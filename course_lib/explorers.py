@@ -791,7 +791,7 @@ def tournament_noise() -> Any:
 
     def ratios(name: str, noise: float) -> dict[str, np.ndarray]:
         errors = []
-        for seed in range(20):
+        for seed in range(10):
             problem, grid = races[name].with_noise(noise, seed=seed), grids[name]
             best = choice.oracle(smoothers[name], problem.y, problem.x_true, grid=grid)
             found = [best, *(rule(smoothers[name], problem, grid) for rule in rules.values())]

@@ -52,6 +52,7 @@ INK = "#70777f"
 # Blue, orange, green, purple: told apart by readers with any of the colour vision deficiencies.
 COLORS = ("#2f6fe0", "#cf5a10", "#12a074", "#b93aa6")
 _STROKES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
+_THIN = ((0, (9, 3)), (0, (2, 3)))
 _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 6.6
 _STYLE = {
@@ -731,7 +732,7 @@ def plot_gaps(
     for (label, values), look in zip(gaps.items(), _strokes(), strict=False):
         gap = _numpy(values)
         ax.plot(every * np.arange(gap.size), np.where(gap > 0, gap, np.nan), label=label, **look)
-    for (label, values), stroke in zip((bounds or {}).items(), cycle(_STROKES), strict=False):
+    for (label, values), stroke in zip((bounds or {}).items(), cycle(_THIN), strict=False):
         bound = _numpy(values)
         ax.plot(
             every * np.arange(bound.size),

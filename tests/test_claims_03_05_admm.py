@@ -58,6 +58,7 @@ def test_subgradients_after_each_step(broken):
                 z_old = state.z
 
 
+@pytest.mark.slow
 @pytest.mark.claim("thm-admm")
 @pytest.mark.parametrize("broken", [None, "residual", "quantity"])
 def test_residuals_vanish_and_bound_the_objective(broken):
@@ -88,3 +89,28 @@ def test_residuals_vanish_and_bound_the_objective(broken):
             assert np.linalg.norm(last.s) < 1e-5
             assert f(last.x) + float(R(last.z)) == pytest.approx(value, abs=1e-5)
             np.testing.assert_allclose(last.x, x_star, atol=1e-4)
+
+
+@pytest.mark.claim("thm-admm")
+@pytest.mark.parametrize("broken", [None, "null spaces"])
+def test_iterates_converge_where_only_the_null_spaces_meet_in_zero(broken):
+    """Differences are not injective; with a misfit that sees constants the iterates converge."""
+    with rejects(broken):
+        for seed in range(4):
+            rng, A, y, _, lam, rho = instance(seed)
+            K = difference(14).to_dense()
+            if broken:
+                A = A - A.mean(axis=1, keepdims=True)  # constants are in both null spaces
+
+            def x_step(v, rho, A=A, y=y, K=K, rng=rng, loose=broken):
+                H, b = A.T @ A + rho * K.T @ K, A.T @ y + rho * K.T @ v
+                x = np.linalg.lstsq(H, b, rcond=1e-12)[0]
+                # Each solution of the x-step is allowed.
+                return x + (rng.standard_normal() if loose else 0.0)
+
+            x0 = rng.standard_normal(14)
+            *_, before, last = islice(admm(x_step, lam * l1(), K, x0, rho=rho), 4000)
+            q = last.dual
+            np.testing.assert_allclose(A.T @ (A @ last.x - y), -K.T @ q, atol=1e-5)
+            np.testing.assert_allclose(last.z, K @ last.x, atol=1e-5)
+            np.testing.assert_allclose(last.x, before.x, atol=1e-5)

@@ -21,7 +21,7 @@ def test_gap_bounds_the_objective_and_the_dual_gives_the_solution(broken):
             y, lam = rng.standard_normal((7, 9)), rng.uniform(0.1, 1.0)
             D, tv = gradient((7, 9)), total_variation((7, 9))
 
-            def F(x, y=y, lam=lam, tv=tv):
+            def value(x, y=y, lam=lam, tv=tv):
                 return 0.5 * np.sum((x - y) ** 2) + lam * float(tv(x))
 
             best = prox_tv(y, lam, rtol=1e-11, max_iter=100_000)
@@ -38,21 +38,22 @@ def test_gap_bounds_the_objective_and_the_dual_gives_the_solution(broken):
                 first = lam * np.sum(np.sqrt(np.sum(Dx**2, axis=0)) - np.sum(q * Dx, axis=0))
                 gap = first + 0.5 * np.sum((x - y + lam * (D.H @ q)) ** 2)
                 assert first >= -1e-12
-                assert F(x) - F(best.x) <= gap + 1e-8
+                assert value(x) - value(best.x) <= gap + 1e-8
+                assert 0.5 * np.sum((x - best.x) ** 2) <= value(x) - value(best.x) + 1e-6
 
 
 @pytest.mark.claim("prop-tv-step")
 @pytest.mark.parametrize("broken", [None, "loss", "place"])
 def test_a_step_keeps_its_place_and_loses_height(broken):
     with rejects(broken):
-        for seed in range(8):
+        for seed in range(6):
             rng = np.random.default_rng(seed)
             n1, n2 = (int(n) for n in rng.integers(1, 9, 2))
             a, b = 0.5, 0.5 + rng.uniform(1, 3)
             edge = (b - a) / (1 / n1 + 1 / n2)
             for share in (0.3, 0.9, 1.4):
                 lam = share * edge
-                x = prox_tv(np.repeat([a, b], [n1, n2]), lam, rtol=1e-12, max_iter=100_000).x
+                x = prox_tv(np.repeat([a, b], [n1, n2]), lam, rtol=1e-11, max_iter=100_000).x
                 loss = 2 if broken == "loss" else 1
                 shift = min(lam, edge)
                 levels = a + loss * shift / n1, b - loss * shift / n2
