@@ -9,6 +9,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -171,6 +172,7 @@ def tv_picture() -> Any:
     y = truth + 0.1 * np.random.default_rng(0).standard_normal(truth.shape)
     lams = [0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.4, 1.0, 4.0]
 
+    @cache
     def denoised(lam: float) -> tuple[np.ndarray, float]:
         x = proximal.prox_tv(y, lam).x
         return x, float(np.linalg.norm(x - truth) / np.linalg.norm(truth))
@@ -257,6 +259,7 @@ def landweber_vs_tikhonov() -> Any:
     ks = [1, 3, 10, 30, 100, 1000, 10_000]
     spectrum = filters.decompose(problem.A)
 
+    @cache
     def pair(k: int) -> dict[str, Any]:
         # Both by their filters: k steps of Landweber from zero are exactly this filter.
         factors = {
@@ -317,8 +320,12 @@ def lasso_path() -> Any:
     largest = to_float(abs(problem.A.H @ problem.y).max())
     index = np.arange(1, 101)
 
+    @cache
+    def solve(share: float) -> Any:
+        return proximal.lasso(problem.A, problem.y, share * largest).state
+
     def draw(share: float) -> Any:
-        state = proximal.lasso(problem.A, problem.y, share * largest).state
+        state = solve(share)
         axes = plotting.figure(2, 1, height=4.0, sharex=True)[1]
         plotting.plot_spikes(index, {"LASSO": state.x}, truth=problem.x_true, xlabel="", ax=axes[0])
         axes[0].set_ylim(-2.2, 2.2)
@@ -330,7 +337,7 @@ def lasso_path() -> Any:
         return axes
 
     def describe(share: float) -> str:
-        state = proximal.lasso(problem.A, problem.y, share * largest).state
+        state = solve(share)
         return (
             f"With λ = {share:g} λmax the solution has {int(state.support.sum())} entries that are "
             "not zero. Below it the correlations divided by λ: they reach 1 or −1 exactly at "
@@ -352,6 +359,7 @@ def measurements() -> Any:
     """Return a slider for the number of measurements: recovery of a sparse vector from them."""
     counts = [10, 15, 20, 25, 28, 30, 32, 35, 40, 50, 60]
 
+    @cache
     def solve(m: int) -> tuple[np.ndarray, float]:
         problem = problems.compressed_sensing(m, 100, 8, noise=0.0)
         lam = 1e-5 * to_float(abs(problem.A.H @ problem.y).max())
@@ -384,6 +392,7 @@ def momentum() -> Any:
     """Return a slider for the condition number: the way along a valley, with and without FISTA."""
     steps = np.arange(151)
 
+    @cache
     def along(kappa: int) -> dict[str, np.ndarray]:
         f = functionals.least_squares(np.diag([1 / np.sqrt(kappa), 1.0]), np.zeros(2))
         methods = {"gradient descent": proximal.ista, "FISTA": proximal.fista}
@@ -435,6 +444,7 @@ def penalties(A: Any, y: Array, *, grid: Array, data_grid: Array, truth: Array) 
     low, high = min(0.0, float(truth.min())), float(max(truth.max(), y.max()))
     margin = 0.08 * (high - low)
 
+    @cache
     def solutions(lam: float) -> dict[str, Array]:
         return {name: filters.tikhonov(A, y, lam, D).x for name, D in choices.items()}
 
@@ -557,6 +567,7 @@ def admm_penalty() -> Any:
     x_step = proximal.least_squares_step(np.eye(256), problem.y, D)
     rhos = [10.0**k for k in (-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)]
 
+    @cache
     def residuals(rho: float) -> dict[str, np.ndarray]:
         states = proximal.admm(x_step, 0.5 * functionals.l1(), D, np.zeros(256), rho=rho)
         norms = np.array([[to_float(norm(s.r)), to_float(norm(s.s))] for s in islice(states, 151)])
@@ -619,6 +630,7 @@ def contact() -> Any:
     """Return a slider for the direction of the exact solution: where the ℓ1 ball is met."""
     M = np.array([[1.0, 0.35], [0.35, 0.7]])
 
+    @cache
     def met(degrees: int) -> tuple[np.ndarray, np.ndarray]:
         angle = np.deg2rad(degrees)
         y = M @ (1.9 * np.array([np.cos(angle), np.sin(angle)]))
@@ -653,6 +665,7 @@ def difference_step() -> Any:
     noise = delta * np.random.default_rng(0).uniform(-1, 1, n)
     y = t - np.sin(4 * np.pi * t) / (4 * np.pi) + noise
 
+    @cache
     def quotient(k: int) -> np.ndarray:
         return (y[2 * k :] - y[: -2 * k]) * n / (2 * k)
 
@@ -889,6 +902,7 @@ def inverse_crime() -> Any:
     }
     spectrum = filters.decompose(made["finer phantom"].A)
 
+    @cache
     def best(noise: float) -> dict[str, tuple[float, np.ndarray]]:
         found = {}
         for name, exact in made.items():
@@ -924,6 +938,7 @@ def two_beliefs() -> Any:
     A, y, D = problem.A, problem.y, operators.difference(128)
     x_step = proximal.least_squares_step(A, y, D)
 
+    @cache
     def solve(lam: float) -> dict[str, np.ndarray]:
         rho = max(0.01, lam)  # The dual variable grows with λ; a small ρ would not let it arrive.
         states = proximal.admm(x_step, lam * functionals.l1(), D, np.zeros(128), rho=rho)
@@ -1042,6 +1057,7 @@ def posterior_band() -> Any:
     problem, D = problems.blur_1d(64, noise=2e-2), operators.difference(64, boundary="zero")
     A, penalty = problem.A.to_dense(), D.to_dense().T @ D.to_dense()
 
+    @cache
     def band(precision: float) -> tuple[np.ndarray, np.ndarray]:
         lam = problem.noise_std**2 * precision
         covariance = problem.noise_std**2 * np.linalg.inv(A.T @ A + lam * penalty)
