@@ -77,6 +77,17 @@ def rng(request) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
+# ---------------------------------------------------------------- the inner loop
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Leave to the full run: the strict array library, single precision, the claims."""
+    for item in items:
+        kind = "array_api_strict" in item.name or "float32" in item.name
+        if kind or item.path.name.startswith("test_claims_0"):
+            item.add_marker(pytest.mark.slow)
+
+
 # ---------------------------------------------------------------- figures for the summary
 
 _LINES = pytest.StashKey[list]()

@@ -13,6 +13,8 @@ import run as bench
 from contests import TASKS
 from measuring import Contestant, Task
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "book" / "appendix" / "performance.json"
 PAGE = ROOT / "book" / "appendix" / "performance.md"
@@ -265,7 +267,6 @@ needs_peers = pytest.mark.skipif(bool(bench.missing()), reason="needs pip instal
 
 
 @needs_peers
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_lasso_contest():
     A, y = contests.gaussian(40, 80, 5)
@@ -276,7 +277,6 @@ def test_lasso_contest():
 
 
 @needs_peers
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_total_variation_contests():
     v = contests.noisy_picture(size=32)
@@ -342,7 +342,6 @@ def test_stored_record_is_whole():
         assert len(row["ours"]["seconds"]) >= measuring.FEWEST
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("written", ["good", "bad", "missing"])
 def test_directive(tmp_path, rows, written):
     from test_book_extensions import build

@@ -271,6 +271,7 @@ PROXIMAL = {
 @pytest.mark.parametrize("name", PROXIMAL)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("n", [1, 7])
+@pytest.mark.slow
 def test_prox_accepts_proximal_maps(name, scale, n):
     R, prox = PROXIMAL[name]
     for seed in range(3):
@@ -301,6 +302,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.slow
 def test_prox_rejects_and_says_why(name):
     prox, words = WRONG[name]
     for seed in range(10):
@@ -317,6 +319,7 @@ def test_prox_names_a_step_that_is_turned_over():
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 999), i=st.integers(0, 4), size=st.sampled_from([1e-5, 1e-2, 1.0]))
+@pytest.mark.slow
 def test_prox_sees_one_wrong_entry(seed, i, size):
     def wrong(v, t):
         p = v / (1 + t)
@@ -327,6 +330,7 @@ def test_prox_sees_one_wrong_entry(seed, i, size):
     assert not checks.prox(lambda x: 0.5 * np.sum(x**2), wrong, v, seed=seed, trials=1)
 
 
+@pytest.mark.slow
 def test_prox_of_another_functional_is_rejected():
     """Each map fails for each other functional of the list."""
     for name, (R, _) in PROXIMAL.items():

@@ -458,6 +458,7 @@ def test_loocv_of_a_datum_that_stands_alone():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_sure_is_unbiased(shape):
     """Mean of SURE minus true loss over 2,000 draws: within 4 standard errors of 0."""
     A, x, noise_std = with_condition(*shape, 100.0), TRUTH[: shape[1]], 0.4
@@ -518,6 +519,7 @@ def stochastic(rule, extra, D, seeds, like):
 
 @pytest.mark.parametrize("D", [None, difference(15)], ids=["identity", "difference"])
 @pytest.mark.parametrize(("rule", "extra"), [(gcv, ()), (sure, (0.5,))], ids=["gcv", "sure"])
+@pytest.mark.slow
 def test_stochastic_traces_are_the_traces(rule, extra, D):
     """Within 4 standard errors in the mean, and the standard error is what it says."""
     exact, estimates = stochastic(rule, extra, D, 12, np.zeros(1))
@@ -546,6 +548,7 @@ def test_probes_are_common_and_seeded():
     np.testing.assert_allclose(one.values[1], other.values[1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_matrix_free_gcv_of_a_picture():
     """No boundary condition that Fourier likes: 1,024 unknowns by conjugate gradients."""
     psf = np.outer(*2 * [scipy.stats.norm.pdf(np.arange(-4, 5), scale=1.5)])
@@ -605,6 +608,7 @@ def test_evidence_has_its_three_terms(D):
         np.testing.assert_allclose(value, expected, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_evidence_profiles_the_noise(system, penalty):
     A, y = system
     D = penalty(A.shape[1])
@@ -691,6 +695,7 @@ def test_corner_at_the_end_of_the_grid():
 # ---------------------------------------------------------------- discrepancy
 
 
+@pytest.mark.slow
 def test_discrepancy_meets_the_residual(system, penalty):
     A, y = system
     D = penalty(A.shape[1])
@@ -827,6 +832,7 @@ def test_parts_of_an_operator(like64):
     assert tuple(result.x.shape) == (6, 5)
 
 
+@pytest.mark.slow
 def test_no_rescaling_of_lam():
     """Sums, not means: the λ of half of the data is the λ of all of it."""
     rng = np.random.default_rng(0)

@@ -93,6 +93,7 @@ def test_residuals_vanish_and_bound_the_objective(broken):
 
 @pytest.mark.claim("thm-admm")
 @pytest.mark.parametrize("broken", [None, "null spaces"])
+@pytest.mark.slow
 def test_iterates_converge_where_only_the_null_spaces_meet_in_zero(broken):
     """Differences are not injective; with a misfit that sees constants the iterates converge."""
     with rejects(broken):

@@ -44,6 +44,7 @@ def test_gap_bounds_the_objective_and_the_dual_gives_the_solution(broken):
 
 @pytest.mark.claim("prop-tv-step")
 @pytest.mark.parametrize("broken", [None, "loss", "place"])
+@pytest.mark.slow
 def test_a_step_keeps_its_place_and_loses_height(broken):
     with rejects(broken):
         for seed in range(6):
@@ -86,6 +87,7 @@ def test_steps_are_the_printed_ones(broken):
 
 @pytest.mark.claim("thm-pdhg")
 @pytest.mark.parametrize("broken", [None, "step"])
+@pytest.mark.slow
 def test_pdhg_converges_at_the_limit_of_the_step(broken):
     """The proof is cited; f without strong convexity, at the limit and beyond it."""
     with rejects(broken):

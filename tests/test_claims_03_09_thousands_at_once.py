@@ -39,7 +39,7 @@ def test_problems_side_by_side_are_the_single_ones(broken):
             X = np.column_stack([lasso(A, Y[:, j], lam).x for j in range(6)])
             rough = X + 0.1 * rng.standard_normal((12, 6))
 
-            def values(X, A=A, Y=Y):
+            def values(X, A=A, Y=Y, lam=lam):
                 return 0.5 * np.sum((A @ X - Y) ** 2, axis=0) + lam * np.sum(abs(X), axis=0)
 
             R = Y - A @ rough

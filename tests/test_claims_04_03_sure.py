@@ -44,6 +44,7 @@ def test_stein(rng, broken):
 
 @pytest.mark.claim("thm-sure")
 @pytest.mark.parametrize("broken", [None, "the divergence once", "no divergence", "a jump"])
+@pytest.mark.slow
 def test_sure_is_unbiased_for_a_soft_threshold(rng, broken):
     for _ in range(3):
         z, noise_std, m = rng.standard_normal(6), rng.uniform(0.4, 0.7), 6

@@ -76,6 +76,7 @@ WEIGHTS = {
 @pytest.mark.claim("prop-three-averages")
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("broken", [None, "equal weights", "the weights of another criterion"])
+@pytest.mark.slow
 def test_stationary_points(rng, name, broken):
     """The mean over the noise from the matrices, minimized on a fine grid."""
     lams = np.geomspace(1e-6, 1e4, 1501)

@@ -36,6 +36,8 @@ from course_lib.proximal import (
     prox_gradient_rule,
 )
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(20)
 LECTURE = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 1.0])
 
@@ -131,7 +133,6 @@ def scalings(seed: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "the objective as printed, without the half"])
 def test_e01_printed_updates_minimize_the_half_form(broken, report_line):
     excess, distances = [], []
@@ -188,7 +189,6 @@ def gaps(seed: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "FISTA is monotone", "ISTA is as fast as FISTA"])
 def test_e02_bounds_hold_for_the_gap_and_fista_is_not_monotone(broken, report_line):
     k, rises = np.arange(1, 1001), []
@@ -280,7 +280,6 @@ def three_forms(seed: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "radii that do not depend on the data"])
 def test_e03_three_forms_agree_at_radii_that_the_data_fix(broken, report_line):
     which = 1 if broken else 0
@@ -350,7 +349,6 @@ def zero_share(seed: int, R: str) -> float:
     return float(np.mean((prox(y, 1.0) == 0).any(axis=1)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "always a zero entry"])
 def test_e04_small_lambda_gives_no_zero(broken, report_line):
     for seed in SEEDS:
@@ -1111,7 +1109,6 @@ def corners(power: int, n: int, seed: int) -> np.ndarray:
     return np.array(ratios)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "a rough truth"])
 def test_e15_corner_of_the_l_curve_does_not_converge(broken, report_line):
     found = np.array([corners(1 if broken else 4, 2000, seed) for seed in SEEDS])
@@ -1166,7 +1163,6 @@ def attainable(A: Any, y: np.ndarray, delta: float, D: Any = None) -> bool:
     return True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "any δ", "δ is the noise of one datum"])
 def test_e16_discrepancy_has_a_solution_inside_an_interval_only(broken, report_line):
     lows, highs, used, reached = [], [], [], []
@@ -1236,7 +1232,6 @@ def rates(power: int) -> np.ndarray:
     return np.transpose([np.polyfit(np.log(LEVELS), np.log(pair), 1)[0] for pair in errors])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "Morozov is order-optimal here"])
 @pytest.mark.parametrize("power", [4, 6])
 def test_e16_morozov_saturates_at_the_root_of_delta(power, broken):

@@ -133,6 +133,7 @@ def test_total_variation_is_a_norm_of_the_gradient(like, rng):
 
 @every_prox
 @pytest.mark.parametrize("size", [0.3, 1.0, 30.0])
+@pytest.mark.slow
 def test_proximal_inequality(case, size, rng):
     R = case.build(LIKE)
     for v in points(case, rng, 2, size):
@@ -221,6 +222,7 @@ TWO = {
 
 @pytest.mark.parametrize("name", TWO)
 @pytest.mark.parametrize("step", [0.2, 1.7])
+@pytest.mark.slow
 def test_prox_against_a_search(name, step, rng):
     """Nelder and Mead's method in the plane: no formula, no derivative, only the definition."""
     R = TWO[name]

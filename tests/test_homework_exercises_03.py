@@ -13,6 +13,8 @@ from course_lib.homework import cli, contract
 from course_lib.homework import notebook as nb
 from course_lib.homework.contract import WrongAnswer
 
+pytestmark = pytest.mark.slow
+
 NAME = "03_sparsity"
 SOURCE = Path(__file__).parents[1] / "exercises" / NAME / f"{NAME}.ipynb"
 NOTEBOOK = nbformat.read(SOURCE, as_version=4)
@@ -507,7 +509,6 @@ def test_answers_marked_by_hand_carry_a_rubric(name):
 # From end to end ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_release_and_check(tmp_path, capsys):
     """The release is accepted; `course check` tells wrong answers among right ones apart."""
     secret = tmp_path / "secret"

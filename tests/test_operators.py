@@ -491,6 +491,7 @@ def test_norm_of_adversarial_spectra(name, dtype, rtol, rng):
         assert len(steps) <= most + 10
 
 
+@pytest.mark.slow
 def test_probability_that_the_norm_is_missed(monkeypatch, rng):
     """With a failure probability of one half: no more often than that, and not never.
 

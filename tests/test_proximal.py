@@ -115,6 +115,7 @@ def states_of(case, A, y, lam, x0=None, step=None):
 
 @every
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_agrees_with_coordinate_descent(case, kind):
     A, y, lam, x = lasso(kind)
     rule = lasso_gap_rule(A, y, lam, rtol=1e-9)
@@ -194,6 +195,7 @@ def test_no_data_no_solution(case):
 @every
 @pytest.mark.parametrize("kind", ["tall", "wide", "deficient"])
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
+@pytest.mark.slow
 def test_the_gap_is_a_bound_at_every_state(case, kind, condition):
     """Weak duality: measured gap >= objective - minimum >= 0, however slow the iteration is."""
     A, y, lam, x = lasso(kind, condition=condition, part=0.01)
@@ -416,6 +418,7 @@ def excess(f, R, x, best) -> float:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", ["wide", "tall"])
+@pytest.mark.slow
 def test_ista_keeps_its_bound(seed, kind):
     f, R, L, x0, best = composite(seed, kind)
     for step in (1 / L, 0.4 / L):
@@ -427,6 +430,7 @@ def test_ista_keeps_its_bound(seed, kind):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", ["wide", "tall"])
+@pytest.mark.slow
 def test_fista_keeps_its_bound(seed, kind):
     f, R, L, x0, best = composite(seed, kind)
     for step in (1 / L, 0.4 / L):
@@ -463,6 +467,7 @@ def test_bounds_are_sharp_in_the_order():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.95])
+@pytest.mark.slow
 def test_ista_decreases_below_two_over_l(seed, factor):
     """F(x) - F(x+) >= (1/η - L/2) ‖x+ - x‖², from the proximal inequality, for η < 2/L."""
     f, R, L, x0, best = composite(seed)
@@ -836,6 +841,7 @@ def test_lasso_gap_of_data_that_are_fitted():
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.slow
 def test_gaps_do_not_lie_in_single_precision(seed):
     """Where a rule says converged, the gap in double precision at that x is small too."""
     A, y = (v.astype(np.float32) for v in system("wide", seed, condition=300.0))
@@ -901,6 +907,7 @@ def test_gradcheck(case, torch):
 
 
 @every
+@pytest.mark.slow
 def test_derivative_of_the_solution(case, torch):
     """In the limit dx_S/dy = (A_SᵀA_S)⁻¹A_Sᵀ on the support S, and 0 elsewhere."""
     M, data, lam, x = lasso("tall", part=0.15)

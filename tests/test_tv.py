@@ -48,6 +48,7 @@ def by_cvxpy(shape: tuple[int, ...], A, y, lam: float, isotropic: bool) -> np.nd
 @KINDS
 @pytest.mark.parametrize("shape", [(9,), (1, 8), (6, 5), (2, 3, 3)], ids=str)
 @pytest.mark.parametrize("lam", [0.05, 0.4])
+@pytest.mark.slow
 def test_denoising_is_that_of_cvxpy(shape, lam, isotropic, rng):
     v = rng.standard_normal(shape)
     result = prox_tv(v, lam, isotropic=isotropic, rtol=1e-11, max_iter=20_000)
@@ -80,6 +81,7 @@ def test_signals_against_the_dual_quadratic_program(lam, rng):
 
 @pytest.mark.parametrize(("left", "right"), [(3, 5), (10, 2), (1, 1)])
 @KINDS
+@pytest.mark.slow
 def test_a_step_shrinks_from_both_sides(left, right, isotropic):
     """Two levels: each mean moves by λ over its length, until they meet in the common mean."""
     v, meet = np.repeat([1.0, 4.0], [left, right]), 3 / (1 / left + 1 / right)
@@ -157,6 +159,7 @@ def test_symmetries(isotropic, rng):
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.floats(0.01, 2.0))
+@pytest.mark.slow
 def test_it_does_not_expand(seed, lam):
     u, v = np.random.default_rng(seed).standard_normal((2, 6, 5))
     x, z = (prox_tv(w, lam, rtol=1e-9).x for w in (u, v))
@@ -169,6 +172,7 @@ def test_it_does_not_expand(seed, lam):
 
 @KINDS
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4, 1e-6])
+@pytest.mark.slow
 def test_the_gap_is_kept(rtol, isotropic, rng):
     """F(x) - min F <= rtol F(x), and ‖x - x_λ‖² <= 2 rtol F(x), by an independent F."""
     v = np.kron(rng.standard_normal((3, 3)), np.ones((5, 4))) + 0.1 * rng.standard_normal((15, 12))
@@ -283,6 +287,7 @@ def test_blocks_of_rows_change_nothing(shape, rng, torch):
 
 
 @KINDS
+@pytest.mark.slow
 def test_gradcheck(isotropic, torch, rng):
     """Through the unrolled iteration, by finite differences; flat pieces are met on the way."""
     v = torch.tensor(np.kron(rng.standard_normal((2, 2)), np.ones((2, 2))))
@@ -340,6 +345,7 @@ def test_deblurring_is_that_of_cvxpy(shape, isotropic, rng):
 
 @KINDS
 @pytest.mark.parametrize("kind", ["matrix", "sparse", "operator", "subsampling", "tall"])
+@pytest.mark.slow
 def test_other_operators(kind, isotropic, rng):
     """A dense solve for a matrix, conjugate gradients for the others."""
     shape = (6, 5)
@@ -388,6 +394,7 @@ def test_three_x_steps_take_the_same_steps(rng):
     ("kind", "rtol"),
     [*((kind, 10.0**-k) for kind in ("Fourier", "dense") for k in (1, 2, 3, 5)), ("CG", 1e-3)],
 )
+@pytest.mark.slow
 def test_the_gap_of_deblurring_is_kept(kind, rtol, isotropic, rng):
     if kind == "dense":
         problem = blur_1d(64, width=0.02)
@@ -495,6 +502,7 @@ def test_a_small_budget_of_deblurring_is_told(rng):
 
 
 @pytest.mark.parametrize("kind", ["Fourier", "dense", "CG"])
+@pytest.mark.slow
 def test_deblurring_of_every_kind_of_array(kind, like, rng):
     A, y = blurred((4, 5), rng)
     M, best = dense(A), tv_deblur(A, y, 0.05, rtol=1e-6)
