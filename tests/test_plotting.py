@@ -114,7 +114,7 @@ DRAWERS = {
     "plot_gaps": lambda **o: plotting.plot_gaps(CURVES, bounds={"bound": T}, double=True, **o),
     "plot_spikes": lambda **o: plotting.plot_spikes(T, CURVES, truth=T, **o),
     "plot_contact": lambda **o: plotting.plot_contact(
-        np.diag([2.0, 1.0]), np.array([2.0, 2.0]), np.array([0.0, 1.0]), power=1, **o
+        np.eye(2), np.array([2.0, 1.0]), np.array([1.0, 0.0]), power=1, **o
     ),
     "plot_coefficients": lambda **o: plotting.plot_coefficients(CURVES, truth=T, **o),
 }
