@@ -50,7 +50,8 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(TIMED) "unit tests, book, slides" $(VENV)/python -m pytest -n 2 --dist loadgroup
-	@$(TIMED) "notebooks" $(VENV)/python -m pytest -n 2 --dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises
+	@PYTHONPATH=tools $(TIMED) "notebooks" $(VENV)/python -m pytest -p kernel_sockets -n 2 \
+		--dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises
 
 quick: ## the inner loop: fast tests, under 60 s
 	@$(SETUP) all --torch $(TORCH)

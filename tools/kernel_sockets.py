@@ -1,4 +1,4 @@
-"""Kernels of the tests talk through files and not through ports, so that two can start at once."""
+"""A plugin of pytest: kernels talk through files, not ports, so that two can start at once."""
 
 import functools
 import itertools
