@@ -83,6 +83,7 @@ def rng(request) -> np.random.Generator:
 WITH_KERNELS = ("test_book", "test_slides", "test_homework_release", "test_homework_exercises")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list) -> None:
     """Keep tests with kernels in one process; keep the inner loop short.
 
