@@ -77,21 +77,12 @@ def rng(request) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
-# ---------------------------------------------------------------- which test runs when, and where
-
-# Their tests start kernels in processes of their own, which choose ports: one at a time.
-WITH_KERNELS = ("test_book", "test_slides", "test_homework_release", "test_homework_exercises")
+# ---------------------------------------------------------------- the inner loop
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list) -> None:
-    """Keep tests with kernels in one process; keep the inner loop short.
-
-    The inner loop leaves the strict array library, single precision and the claims to the full run.
-    """
+    """Leave to the full run: the strict array library, single precision, the claims."""
     for item in items:
-        if item.path.name.startswith(WITH_KERNELS):
-            item.add_marker(pytest.mark.xdist_group("kernels"))
         kind = "array_api_strict" in item.name or "float32" in item.name
         if kind or item.path.name.startswith("test_claims_0"):
             item.add_marker(pytest.mark.slow)

@@ -17,7 +17,8 @@ HTML = ROOT / "_build" / "html"
 AXE = ROOT / "tests" / "assets" / "axe.min.js"
 # What the theme itself brings: the button for the colour mode draws icons that axe reads as text.
 THEME = {("label-content-name-mismatch", "theme-switch-button")}
-pytestmark = pytest.mark.slow
+# Kernels in processes of their own choose ports: one process for all of them.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
 
 
 def pages_of_toc() -> list[str]:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.slow
+# Kernels in processes of their own choose ports: one process for all of them.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
 
 CONF = """
 import sys

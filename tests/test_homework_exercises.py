@@ -13,7 +13,8 @@ from course_lib.homework import contract
 from course_lib.homework import notebook as nb
 from course_lib.homework.contract import WrongAnswer
 
-pytestmark = pytest.mark.slow
+# Kernels in processes of their own choose ports: one process for all of them.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
 
 SOURCE = Path(__file__).parents[1] / "exercises" / "02_tikhonov" / "02_tikhonov.ipynb"
 NOTEBOOK = nbformat.read(SOURCE, as_version=4)
