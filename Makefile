@@ -49,7 +49,8 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(SETUP) all --torch $(TORCH)
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
-	@$(TIMED) "unit tests, book, slides" $(VENV)/python -m pytest -n 2 --dist loadgroup
+	@$(TIMED) "unit tests" $(VENV)/python -m pytest -n 2 --dist loadfile -m "not kernels"
+	@$(TIMED) "book, slides, homework" $(VENV)/python -m pytest -m kernels
 	@PYTHONPATH=tools $(TIMED) "notebooks" $(VENV)/python -m pytest -p kernel_sockets -n 2 \
 		--dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises
 

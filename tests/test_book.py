@@ -17,8 +17,8 @@ HTML = ROOT / "_build" / "html"
 AXE = ROOT / "tests" / "assets" / "axe.min.js"
 # What the theme itself brings: the button for the colour mode draws icons that axe reads as text.
 THEME = {("label-content-name-mismatch", "theme-switch-button")}
-# Kernels in processes of their own choose ports: one process for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
+# Kernels in processes of their own choose ports: these tests run one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.kernels]
 
 
 def pages_of_toc() -> list[str]:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Kernels in processes of their own choose ports: one process for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
+# Kernels in processes of their own choose ports: these tests run one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.kernels]
 
 CONF = """
 import sys

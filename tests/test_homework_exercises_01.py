@@ -13,8 +13,8 @@ from course_lib.homework import cli, contract
 from course_lib.homework import notebook as nb
 from course_lib.homework.contract import WrongAnswer
 
-# Kernels in processes of their own choose ports: one process for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
+# Kernels in processes of their own choose ports: these tests run one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.kernels]
 
 NAME = "01_ill_posedness"
 SOURCE = Path(__file__).parents[1] / "exercises" / NAME / f"{NAME}.ipynb"

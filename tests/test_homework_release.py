@@ -19,8 +19,8 @@ from course_lib.homework import answers, cli, release, student_check
 from course_lib.homework import notebook as nb
 from course_lib.homework.notebook import HomeworkError
 
-# Kernels in processes of their own choose ports: one process for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
+# Kernels in processes of their own choose ports: these tests run one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.kernels]
 
 EXERCISE = Path(__file__).parents[1] / "exercises" / "02_tikhonov" / "02_tikhonov.ipynb"
 SECRET = b"a secret of the tests, 32 bytes."

@@ -13,8 +13,8 @@ DECKS = sorted(path.stem for path in (ROOT / "book" / "slides").glob("[0-9]*.md"
 # Minutes of the core path: the sources' own for chapters 1 to 4.
 CORE = {"01": 25, "02": 30, "03": 30, "04": 15}
 SLIDE = re.compile(r'<section [^>]*data-minutes="(?P<minutes>[^"]+)"[^>]*data-part="(?P<part>\w+)"')
-# Kernels in processes of their own choose ports: one process for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kernels")]
+# Kernels in processes of their own choose ports: these tests run one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.kernels]
 
 # What leaves the frame of the slide that is shown; hidden copies for screen readers do not count.
 OUTSIDE = """() => {
