@@ -49,6 +49,7 @@ __all__ = [
     "discrepancy",
     "evidence",
     "gcv",
+    "golden_section",
     "k_fold",
     "l_curve",
     "loocv",
@@ -297,24 +298,44 @@ def _as_grid(grid: Any) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _golden_section(f: Callable[[float], float], low: float, high: float) -> float:
-    """Return a minimizer of f on [low, high] to 1e-6, where f falls and then rises.
+def golden_section(
+    f: Callable[[float], float], low: float, high: float, *, tol: float = 1e-6
+) -> float:
+    r"""Return the minimizer of f on [low, high] to tol, for an f that first falls and then rises.
 
-    One new value a step: the inner points of an interval divided in the golden ratio are inner
-    points of the next one too.
+    One new value of f a step: the inner points of an interval divided in the golden ratio are inner
+    points of the next one too. After k steps the interval has :math:`0.618^k` of its length. An f
+    with several valleys leads to one of them, not always the deepest.
+
+    Raises ``ValueError`` for an interval that is empty or not finite and for an f that gives NaN.
+
+    Source: J. Kiefer, Sequential minimax search for a maximum, Proc. AMS 4 (1953) 502-506.
+
+    >>> round(golden_section(lambda t: (t - 2) ** 2, 0.0, 5.0), 6)
+    2.0
     """
+    low, high, tol = float(low), float(high), as_scalar(tol, "tol", positive=True)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low and high must be finite, low < high: got {low} and {high}")
     ratio = (math.sqrt(5) - 1) / 2
+
+    def value(t: float) -> float:
+        answer = float(f(t))
+        if math.isnan(answer):
+            raise ValueError(f"f must give numbers: expected no NaN, got one at {t}")
+        return answer
+
     left, right = high - ratio * (high - low), low + ratio * (high - low)
-    f_left, f_right = f(left), f(right)
-    while high - low > 1e-6:
+    f_left, f_right = value(left), value(right)
+    for _ in range(math.ceil(math.log(tol / (high - low)) / math.log(ratio))):
         if f_left < f_right:
             high, right, f_right = right, left, f_left
             left = high - ratio * (high - low)
-            f_left = f(left)
+            f_left = value(left)
         else:
             low, left, f_left = left, right, f_right
             right = low + ratio * (high - low)
-            f_right = f(right)
+            f_right = value(right)
     return (low + high) / 2
 
 
@@ -334,7 +355,7 @@ def _minimum(
     lam = float(grid[i if found else end])
     if found and criterion is not None:
         low, high = np.log(grid[[i - 1, i + 1]])
-        lam = math.exp(_golden_section(lambda t: criterion(math.exp(t)), low, high))
+        lam = math.exp(golden_section(lambda t: criterion(math.exp(t)), low, high))
     where = "inside the grid" if found else "at the end of the grid: no minimum inside"
     reason = f"the smallest value is {where}"
     return Choice(lam, grid, values, rule, found, reason, solve(lam), std_error)

@@ -757,6 +757,7 @@ def discrepancy_level() -> Any:
     lams = np.geomspace(1e-10, 1e0, 120)
     residuals = fit.norms(lams)[0]
 
+    @cache
     def chosen(factor: float) -> choice.Choice:
         level = factor * problem.delta
         return choice.discrepancy(fit.smoother, problem.y, level, tau=1.0, grid=lams)
@@ -846,7 +847,7 @@ def golden_section() -> Any:
         visited.append(theta)
         return float(np.interp(theta, np.log(lams), curve))
 
-    choice._golden_section(value, np.log(lams[0]), np.log(lams[-1]))
+    choice.golden_section(value, np.log(lams[0]), np.log(lams[-1]))
 
     def draw(count: int) -> Any:
         at = np.exp(visited[:count])
@@ -972,6 +973,7 @@ def claimed_noise() -> Any:
     loss = np.array([norm(problem.A @ x - problem.y_exact) ** 2 for x in solutions])
     scale = m * problem.noise_std**2
 
+    @cache
     def chosen(factor: float) -> choice.Choice:
         return choice.sure(fits, problem.y, factor * problem.noise_std, grid=grid)
 
@@ -1017,6 +1019,7 @@ def corner_drift() -> Any:
     e /= np.linalg.norm(e)
     grid, size = np.geomspace(1e-14, 10, 100), np.linalg.norm(x_true)
 
+    @cache
     def look(delta: float) -> tuple[choice.Fit, choice.Choice, choice.Choice, np.ndarray]:
         fit = fits.fit(s * x_true + delta * e)
         best, corner = choice.oracle(fits, fit.y, x_true, grid=grid), choice.l_curve(fits, fit.y)
@@ -1209,6 +1212,7 @@ def noise_correlation() -> Any:
     problem = problems.phillips(64, noise=1e-2)
     fits, lams = choice.smoother(problem.A), np.geomspace(1e-6, 1e1, 43)
 
+    @cache
     def choices(c: float) -> tuple[choice.Choice, choice.Choice, float]:
         y = problem.with_noise(1e-2, kind="coloured", correlation=c).y
         aim = choice.oracle(fits, y, problem.x_true, grid=lams, error="prediction")

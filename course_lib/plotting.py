@@ -710,7 +710,6 @@ def plot_gaps(
     gaps: Mapping[str, Array],
     *,
     bounds: Mapping[str, Array] | None = None,
-    every: int = 1,
     double: bool = False,
     xlabel: str = "step $k$",
     ylabel: str = "$F(x_k)-F(x^\\star)$",
@@ -721,27 +720,20 @@ def plot_gaps(
     Parameters
     ----------
     gaps : dict
-        Label to array; entry j belongs to step j times ``every``.
+        Label to array; entry k belongs to step k.
     bounds : dict, optional
         The same for proved bounds, drawn gray.
-    every : int
     double : bool
         Logarithmic steps too, from step 1 on: a rate is then a straight line.
     """
     ax = _axes(ax)
     for (label, values), look in zip(gaps.items(), _strokes(), strict=False):
         gap = _numpy(values)
-        ax.plot(every * np.arange(gap.size), np.where(gap > 0, gap, np.nan), label=label, **look)
+        ax.plot(np.arange(gap.size), np.where(gap > 0, gap, np.nan), label=label, **look)
     for (label, values), stroke in zip((bounds or {}).items(), cycle(_THIN), strict=False):
         bound = _numpy(values)
-        ax.plot(
-            every * np.arange(bound.size),
-            bound,
-            color=INK,
-            linestyle=stroke,
-            linewidth=1,
-            label=label,
-        )
+        look = {"color": INK, "linestyle": stroke, "linewidth": 1}
+        ax.plot(np.arange(bound.size), bound, label=label, **look)
     ax.set_yscale("log")
     if double:
         ax.set_xscale("log")

@@ -949,8 +949,26 @@ def test_golden_section(where):
         calls.append(t)
         return abs(t - where) ** 1.5
 
-    assert choice._golden_section(f, -3.0, 3.0) == pytest.approx(where, abs=1e-6)
+    assert choice.golden_section(f, -3.0, 3.0) == pytest.approx(where, abs=1e-6)
     assert len(calls) == math.ceil(math.log(6e6) / math.log((1 + math.sqrt(5)) / 2)) + 2
+    # Of a tolerance below the spacing of floating-point numbers it still comes back.
+    assert choice.golden_section(f, -3.0, 3.0, tol=1e-30) == pytest.approx(where, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tol", "said"),
+    [
+        (1.0, 1.0, 1e-6, "low < high"),
+        (2.0, 1.0, 1e-6, "low < high"),
+        (0.0, math.inf, 1e-6, "low < high"),
+        (math.nan, 1.0, 1e-6, "low < high"),
+        (0.0, 1.0, 0.0, "tol must be positive"),
+        (-1.0, 1.0, 1e-6, "expected no NaN"),
+    ],
+)
+def test_golden_section_refuses(low, high, tol, said):
+    with pytest.raises(ValueError, match=said):
+        choice.golden_section(lambda t: t if t > 0 else math.nan, low, high, tol=tol)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_golden_section_keeps_the_minimizer(rng, broken):
                 # A second, deeper valley that a search over the whole interval may miss.
                 return value - 2 * (math.exp(-((5 * u - 5) ** 2)) if broken else 0)
 
-            found = choice._golden_section(f, low, high)
+            found = choice.golden_section(f, low, high)
             best = target
             if broken:
                 fine = np.linspace(low, high, 20_001)
@@ -110,7 +110,7 @@ def test_the_length_falls_by_the_golden_ratio_and_points_are_used_again(rng, bro
         visited.append(t)
         return (t - 0.3) ** 2
 
-    choice._golden_section(f, 0.0, 1.0)
+    choice.golden_section(f, 0.0, 1.0)
     ratio = 0.5 if broken else G
     with rejects(broken):
         low, high = 0.0, 1.0

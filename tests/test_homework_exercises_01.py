@@ -1,69 +1,11 @@
-"""The exercises of Chapter 1: typical wrong answers get their words, other right answers pass.
+"""The homework of Chapter 1: typical wrong answers, and right ones by another way."""
 
-Answers and checks run here in two namespaces with JSON between them, as a grader would run them.
-"""
-
-import json
-from pathlib import Path
-
-import nbformat
 import pytest
+from chapter_homework import Chapter, HomeworkTests, define
 
-from course_lib.homework import cli, contract
-from course_lib.homework import notebook as nb
-from course_lib.homework.contract import WrongAnswer
-
-# Kernels in processes of their own choose ports: these tests run one after the other.
-pytestmark = [pytest.mark.slow, pytest.mark.kernels]
-
-NAME = "01_ill_posedness"
-SOURCE = Path(__file__).parents[1] / "exercises" / NAME / f"{NAME}.ipynb"
-NOTEBOOK = nbformat.read(SOURCE, as_version=4)
-QUESTIONS = nb.questions(NOTEBOOK)
-SOURCES = {nb.grade_id(cell): cell.source for cell in NOTEBOOK.cells}
+CHAPTER = Chapter("01_ill_posedness")
+changed = CHAPTER.changed
 SVD = "U, s, Vt = np.linalg.svd(A, full_matrices=False)\n"
-
-
-def run(question: str, answers: dict[str, str], *, kind: str = "visible", seed: int = 0) -> None:
-    """Run the checks of one question on changed answers; the checks see `call` alone."""
-    student: dict = {}
-    for cell in NOTEBOOK.cells:
-        if nb.role(cell) == "setup" or (nb.role(cell) == "given" and "def " in cell.source):
-            exec(cell.source, student)
-        if nb.role(cell) == "answer":
-            source = answers.get(nb.grade_id(cell), cell.source)
-            exec(compile(source, f"<{nb.grade_id(cell)}>", "exec"), student)
-
-    def over_json(name, arguments):
-        sent = json.loads(json.dumps(arguments))
-        return json.loads(json.dumps(contract.invoke(student, name, sent)))
-
-    checks: dict = {}
-    exec(SOURCES["setup"], checks)
-    contract.set_seed(question, seed)
-    before = contract.set_transport(over_json)
-    try:
-        exec(SOURCES[f"{question}-{kind}"], checks)
-    finally:
-        contract.set_transport(before)
-        contract._seeds.clear()
-
-
-def define(signature: str, body: str) -> str:
-    """An answer cell with one function, indented as a student would write it."""
-    lines = [f"    {line}" if line else "" for line in body.strip("\n").split("\n")]
-    return f"def {signature}:\n" + "\n".join(lines)
-
-
-def changed(cell: str, *pairs: tuple[str, str]) -> str:
-    """The source's own answer with some of its words replaced; each must be there."""
-    source = SOURCES[cell]
-    for old, new in pairs:
-        assert old in source, f"{cell} does not contain {old!r}"
-        source = source.replace(old, new)
-    return source
-
-
 BOUND = "error_bound(M, delta, h)"
 STEP = "best_step(M, delta)"
 INVISIBLE = "invisible_part(A, x)"
@@ -461,24 +403,6 @@ WRONG = [
     ("q10", "answer-a", define(RECOVER, "return y"), "must return a dict"),
 ]
 
-
-@pytest.mark.parametrize(
-    ("question", "cell", "source", "words"),
-    WRONG,
-    ids=[f"{q}-{i}" for i, (q, *_) in enumerate(WRONG)],
-)
-def test_wrong_answers_get_their_words(question, cell, source, words, capsys):
-    with pytest.raises(WrongAnswer) as caught:
-        run(question, {f"{question}-{cell}": source})
-    assert words in str(caught.value)
-    assert f"wrong: {caught.value}" in capsys.readouterr().out
-
-
-def test_every_question_has_wrong_answers():
-    for entry in QUESTIONS:
-        assert sum(question == entry.id for question, *_ in WRONG) >= 2, entry.id
-
-
 # Right answers by another way than the source's.
 RIGHT = [
     (
@@ -540,19 +464,6 @@ RIGHT = [
     ),
 ]
 
-
-@pytest.mark.parametrize(("question", "answers"), RIGHT, ids=lambda value: str(value)[:8])
-def test_right_answers_by_another_way_pass(question, answers):
-    for kind in ("visible", "hidden"):
-        run(question, answers, kind=kind, seed=3)
-
-
-@pytest.mark.parametrize("question", [entry.id for entry in QUESTIONS])
-def test_the_source_passes_hidden_checks_for_many_secrets(question):
-    for seed in range(5 if question == "q10" else 25):
-        run(question, {}, kind="hidden", seed=seed)
-
-
 HIDDEN_ONLY = [
     ("q01", {"q01-answer-a": define(BOUND, "return 4.01")}),
     (
@@ -566,68 +477,23 @@ HIDDEN_ONLY = [
 ]
 
 
-@pytest.mark.parametrize(("question", "answers"), HIDDEN_ONLY, ids=lambda value: str(value)[:8])
-def test_answers_made_for_the_visible_numbers_fail_the_hidden_checks(question, answers):
-    with pytest.raises(WrongAnswer):
-        run(question, answers, kind="hidden")
+@pytest.mark.slow
+class TestHomework(HomeworkTests):
+    chapter = CHAPTER
+    wrong = WRONG
+    right = RIGHT
+    hidden_only = HIDDEN_ONLY
+    by_hand = ("q05-proof", "q10-report")
+    slow = ("q10",)
 
 
-def test_the_homework_is_complete():
-    assert len(QUESTIONS) >= 9
-    assert {question.difficulty for question in QUESTIONS} == set(nb.DIFFICULTIES)
-    page = (SOURCE.parents[2] / "book" / NAME / "exercises.md").read_text(encoding="utf-8")
-    total = 0.0
-    for question in QUESTIONS:
-        kinds = {nb.grade_id(NOTEBOOK.cells[index]).split("-")[1] for index in question.checks}
-        assert kinds == {"visible", "hidden"}, question.id
-        assert "hidden_rng(" in SOURCES[f"{question.id}-hidden"]
-        cells = [NOTEBOOK.cells[index] for index in [*question.checks, *question.manual]]
-        total += sum(nb.points(cell) for cell in cells)
-        worth = nb.number_text(sum(nb.points(cell) for cell in cells))
-        statement = SOURCES[f"{question.id}-statement"]
-        assert (
-            f"## {question.number}. {question.title} ({question.difficulty}, {worth} points)"
-            in statement
-        )
-        row = f"| {question.number} | {question.title} | {question.difficulty} | {worth} |"
-        assert row in SOURCES["intro"], f"the table of the first cell has no row {row}"
-        assert row in page, f"exercises.md has no row {row}"
-    assert f"{nb.number_text(total)} points" in SOURCES["intro"]
-    assert f"{nb.number_text(total)} points" in page
-
-
-@pytest.mark.parametrize("name", ["q05-proof", "q10-report"])
-def test_answers_marked_by_hand_carry_a_rubric(name):
-    cell = next(cell for cell in NOTEBOOK.cells if nb.grade_id(cell) == name)
-    assert sum(step["points"] for step in nb.rubric(cell)) == nb.points(cell) == 4
-
-
-# From end to end ----------------------------------------------------------------------------------
-
-
+@pytest.mark.kernels
+@pytest.mark.slow
 def test_release_and_check(tmp_path, capsys):
-    """The release is accepted; `course check` tells wrong answers among right ones apart."""
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"a secret of the tests, 32 bytes.")
-    out = tmp_path / "out"
-    arguments = ["release", str(SOURCE.parent), "--out", str(out), "--secret", str(secret)]
-    assert cli.main(arguments) == 0
-    assert "The source scores full marks, the release 0." in capsys.readouterr().out
-
     wrong = {
         "q01-answer-a": define(BOUND, "return M * h**2 / 12 + 3 * delta / h**2"),
         "q07-answer": changed("q07-answer", ("mean(axis=1)", "sum(axis=1)")),
         "q08-answer-b": "lam_of = {'ridge': 0.01, 'lasso': 0.01, 'decay': 0.01}",
     }
-    path = out / "release" / NAME / f"{NAME}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        name = nb.grade_id(cell)
-        if nb.role(cell) in ("answer", "manual"):
-            cell.source = wrong.get(name, SOURCES[name])
-    nbformat.write(notebook, path)
-    assert cli.main(["check", str(path)]) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    for words in ("the middle value has the factor 2", "sums of three cells", "Sums or means"):
-        assert words in said
-    assert said.count("passed ") >= 7
+    words = ("the middle value has the factor 2", "sums of three cells", "Sums or means")
+    CHAPTER.release_and_check(tmp_path, capsys, wrong, words)

@@ -45,8 +45,8 @@ PUBLIC = {
     "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
     "is_sparse namespace norm to_float zeros",
     "checks": "Check adjoint prox slope taylor",
-    "choice": "Choice Fit Smoother discrepancy evidence gcv k_fold l_curve loocv oracle smoother "
-    "sure",
+    "choice": "Choice Fit Smoother discrepancy evidence gcv golden_section k_fold l_curve loocv "
+    "oracle smoother sure",
     "filters": "Spectrum StandardForm cgls_factors decompose filtered landweber_factors "
     "ritz_values standard_form tikhonov tikhonov_factors tsvd tsvd_factors",
     "functionals": "Functional box elastic_net group_l1 l1 l1_ball least_squares separable "

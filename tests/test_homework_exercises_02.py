@@ -1,59 +1,14 @@
-"""The exercises themselves: typical wrong answers get their words, other right answers pass.
-
-Answers and checks run here in two namespaces with JSON between them, as a grader would run them.
-"""
+"""The homework of Chapter 2: typical wrong answers, and right ones by another way."""
 
 import json
-from pathlib import Path
 
-import nbformat
 import pytest
+from chapter_homework import Chapter, HomeworkTests, define
 
-from course_lib.homework import contract
 from course_lib.homework import notebook as nb
-from course_lib.homework.contract import WrongAnswer
 
-# Kernels in processes of their own choose ports: these tests run one after the other.
-pytestmark = [pytest.mark.slow, pytest.mark.kernels]
-
-SOURCE = Path(__file__).parents[1] / "exercises" / "02_tikhonov" / "02_tikhonov.ipynb"
-NOTEBOOK = nbformat.read(SOURCE, as_version=4)
-QUESTIONS = nb.questions(NOTEBOOK)
-SOURCES = {nb.grade_id(cell): cell.source for cell in NOTEBOOK.cells}
+CHAPTER = Chapter("02_tikhonov")
 SVD = "    U, s, Vt = np.linalg.svd(A, full_matrices=False)\n"
-
-
-def run(question: str, answers: dict[str, str], *, kind: str = "visible", seed: int = 0) -> None:
-    """Run the checks of one question on changed answers; the checks see `call` alone."""
-    student: dict = {}
-    for cell in NOTEBOOK.cells:
-        if nb.role(cell) == "setup" or (nb.role(cell) == "given" and "def " in cell.source):
-            exec(cell.source, student)
-        if nb.role(cell) == "answer":
-            source = answers.get(nb.grade_id(cell), cell.source)
-            exec(compile(source, f"<{nb.grade_id(cell)}>", "exec"), student)
-
-    def over_json(name, arguments):
-        sent = json.loads(json.dumps(arguments))
-        return json.loads(json.dumps(contract.invoke(student, name, sent)))
-
-    checks: dict = {}
-    exec(SOURCES["setup"], checks)
-    contract.set_seed(question, seed)
-    before = contract.set_transport(over_json)
-    try:
-        exec(SOURCES[f"{question}-{kind}"], checks)
-    finally:
-        contract.set_transport(before)
-        contract._seeds.clear()
-
-
-def define(signature: str, body: str) -> str:
-    """An answer cell with one function, indented as a student would write it."""
-    lines = [f"    {line}" if line else "" for line in body.strip("\n").split("\n")]
-    return f"def {signature}:\n" + "\n".join(lines)
-
-
 OBJECTIVE = "objective(A, x, y, lam)"
 NORMAL = "normal_equations(A, y, lam)"
 FACTORS = "filter_factors(s, lam)"
@@ -421,19 +376,6 @@ WRONG = [
     ),
 ]
 
-
-@pytest.mark.parametrize(
-    ("question", "cell", "source", "words"),
-    WRONG,
-    ids=[f"{q}-{i}" for i, (q, *_) in enumerate(WRONG)],
-)
-def test_wrong_answers_get_their_words(question, cell, source, words, capsys):
-    with pytest.raises(WrongAnswer) as caught:
-        run(question, {f"{question}-{cell}": source})
-    assert words in str(caught.value)
-    assert f"wrong: {caught.value}" in capsys.readouterr().out
-
-
 # Right answers by another way than the source's.
 RIGHT = [
     (
@@ -487,18 +429,6 @@ RIGHT = [
     ("q11", {"q11-answer-a": cgls()}, "hidden"),
 ]
 
-
-@pytest.mark.parametrize(("question", "answers", "kind"), RIGHT, ids=lambda value: str(value)[:8])
-def test_right_answers_by_another_way_pass(question, answers, kind):
-    run(question, answers, kind=kind, seed=3)
-
-
-@pytest.mark.parametrize("question", [entry.id for entry in QUESTIONS])
-def test_the_source_passes_hidden_checks_for_many_secrets(question):
-    for seed in range(5 if question == "q11" else 25):
-        run(question, {}, kind="hidden", seed=seed)
-
-
 HIDDEN_ONLY = [
     (
         "q03",
@@ -516,40 +446,21 @@ HIDDEN_ONLY = [
 ]
 
 
-@pytest.mark.parametrize(("question", "answers"), HIDDEN_ONLY, ids=lambda value: str(value)[:8])
-def test_answers_made_for_the_visible_numbers_fail_the_hidden_checks(question, answers):
-    with pytest.raises(WrongAnswer):
-        run(question, answers, kind="hidden")
-
-
-def test_the_homework_is_complete():
-    assert len(QUESTIONS) >= 9
-    assert {question.difficulty for question in QUESTIONS} == set(nb.DIFFICULTIES)
-    for question in QUESTIONS:
-        kinds = {nb.grade_id(NOTEBOOK.cells[index]).split("-")[1] for index in question.checks}
-        assert kinds == {"visible", "hidden"}, question.id
-        assert "hidden_rng(" in SOURCES[f"{question.id}-hidden"]
-        cells = [NOTEBOOK.cells[index] for index in [*question.checks, *question.manual]]
-        worth = nb.number_text(sum(nb.points(cell) for cell in cells))
-        statement = SOURCES[f"{question.id}-statement"]
-        assert (
-            f"## {question.number}. {question.title} ({question.difficulty}, {worth} points)"
-            in statement
-        )
-        row = f"| {question.number} | {question.title} | {question.difficulty} | {worth} |"
-        assert row in SOURCES["intro"], f"the table of the first cell has no row {row}"
-
-
-def test_the_lectures_proof_carries_a_rubric():
-    cell = next(cell for cell in NOTEBOOK.cells if nb.grade_id(cell) == "q05-proof")
-    assert sum(step["points"] for step in nb.rubric(cell)) == nb.points(cell) == 4
+@pytest.mark.slow
+class TestHomework(HomeworkTests):
+    chapter = CHAPTER
+    wrong = WRONG
+    right = RIGHT
+    hidden_only = HIDDEN_ONLY
+    by_hand = ("q05-proof",)
+    slow = ("q11",)
 
 
 def test_expected_outputs_do_not_give_the_lectures_answer_away():
     released_text = json.dumps(
         [
             [cell.source, cell.get("outputs")]
-            for cell in NOTEBOOK.cells
+            for cell in CHAPTER.notebook.cells
             if nb.role(cell) not in ("answer", "manual") and "-hidden" not in nb.grade_id(cell)
         ]
     )
