@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book lab slides pdf release test quick test-repeat bench gpu clean
+.PHONY: help book lab slides pdf release test quick test-repeat bench maml gpu clean
 
 help: ## list the targets
 	@echo "Learning to Regularize. Usage: make TARGET [TORCH=yes|cpu|no] [PYTHON=python3]"
@@ -49,8 +49,8 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(SETUP) all --torch $(TORCH)
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
-	@$(TIMED) "unit tests" $(VENV)/python -m pytest -n 2 --dist loadfile -m "not kernels"
-	@$(TIMED) "book, slides, homework" $(VENV)/python -m pytest -m kernels
+	@$(TIMED) "book, slides, homework" $(VENV)/python -m pytest -m kernels --durations=8
+	@$(TIMED) "unit tests, pages" $(VENV)/python -m pytest -n 2 --dist loadfile -m "not kernels"
 	@PYTHONPATH=tools $(TIMED) "notebooks" $(VENV)/python -m pytest -p kernel_sockets -n 2 \
 		--dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises
 
@@ -67,6 +67,10 @@ bench: ## measure the library against its peers: _build/bench.json
 	@$(SETUP) bench --torch $(TORCH)
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 		$(TIMED) "bench" $(VENV)/python tests/benchmarks/run.py $(BUILD)/bench.json
+
+maml: ## train MAML on sinusoids five times, and compare it with the reference
+	@$(SETUP) book --torch $(TORCH)
+	@$(TIMED) "maml" $(VENV)/python tests/benchmarks/maml_reference.py
 
 gpu: ## measure on a CUDA device: notebooks/gpu_results.json
 	@$(SETUP) book --torch $(TORCH)

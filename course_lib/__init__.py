@@ -14,12 +14,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "arrays",
+    "autodiff",
+    "bilevel",
     "checks",
     "choice",
     "explorers",
     "filters",
     "functionals",
     "homework",
+    "implicit",
     "iterate",
     "linear",
     "operators",

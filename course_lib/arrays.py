@@ -24,6 +24,7 @@ __all__ = [
     "namespace",
     "norm",
     "to_float",
+    "to_numpy",
     "zeros",
 ]
 
@@ -322,6 +323,19 @@ def detach(x: Array) -> Array:
     array([1., 1.])
     """
     return x.detach() if is_torch_array(x) else x
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Return ``x`` in NumPy and double precision, cut off from autograd; not always a copy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> to_numpy(np.ones(2, dtype=np.float32))
+    array([1., 1.])
+    """
+    x = detach(x)
+    return np.asarray(x.cpu() if is_torch_array(x) else x, dtype=np.float64)
 
 
 def to_float(x: Array) -> float:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_torch_array
+from array_api_compat import array_namespace, device
 
 from .arrays import (
     Array,
@@ -32,10 +32,10 @@ from .arrays import (
     as_scalar,
     asarray_like,
     check_alike,
-    detach,
     inner,
     norm,
     to_float,
+    to_numpy,
     zeros,
 )
 from .filters import decompose, standard_form
@@ -132,7 +132,7 @@ class Smoother:
         if self.U is not None and self.U.shape[0] > self.U.shape[1]:
             rest = xp.reshape(y, (-1,)) - self.U @ beta
             outside = to_float(inner(rest, rest))
-        return Fit(self, y, beta, _numpy(xp.abs(beta)) ** 2, outside)
+        return Fit(self, y, beta, to_numpy(xp.abs(beta)) ** 2, outside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +186,6 @@ class Fit:
         return np.geomspace(low / 100, 100 * squares.max(), POINTS)
 
 
-def _numpy(x: Array) -> np.ndarray:
-    x = detach(x)
-    return np.asarray(x.cpu() if is_torch_array(x) else x, dtype=np.float64)
-
-
 def _eps(x: Array) -> float:
     return float(array_namespace(x).finfo(x.dtype).eps)
 
@@ -229,7 +224,7 @@ def smoother(A: Any, D: Any = None, *, like: Array | None = None) -> Smoother:
     spectrum = decompose(A if form is None else form.A_bar)
     free = 0 if form is None else form.Q0.shape[1]
     rank = min(spectrum.rank, math.prod(A.out_shape) - free)
-    U, V, c = spectrum.U[:, :rank], spectrum.V[:, :rank], _numpy(spectrum.s)[:rank]
+    U, V, c = spectrum.U[:, :rank], spectrum.V[:, :rank], to_numpy(spectrum.s)[:rank]
     xp = array_namespace(U)
     if form is not None:
         # Orthogonal to each other, but for rounding, which matters where c is tiny.
@@ -266,7 +261,7 @@ def _fourier_gains(A: LinearOperator, like: Array) -> np.ndarray:
     """Return how much A makes of each frequency: its response to a pulse, transformed."""
     pulse = zeros(A.in_shape, like)
     pulse[(0,) * len(A.in_shape)] = 1.0
-    response = _numpy(A @ pulse).reshape(-1, *A.in_shape)
+    response = to_numpy(A @ pulse).reshape(-1, *A.in_shape)
     spectra = np.fft.fftn(response, axes=tuple(range(1, response.ndim)))
     gains = np.linalg.norm(spectra.reshape(len(spectra), -1), axis=0)
     return np.where(gains > math.sqrt(gains.size) * _eps(like) * gains.max(), gains, 0.0)
@@ -559,7 +554,7 @@ def loocv(A: Any, y: Array, D: Any = None, *, grid: Any = None) -> Choice:
     def terms(kept: np.ndarray, lost: np.ndarray) -> np.ndarray:
         lost = asarray_like(lost, U)
         residual, spared = (lost * fit.beta) @ U.T + rest, lost @ squares.T + outside
-        return _numpy(xp.mean((residual / spared) ** 2, axis=1))
+        return to_numpy(xp.mean((residual / spared) ** 2, axis=1))
 
     return _rule("loocv", fit, terms, grid)
 

@@ -6,19 +6,36 @@ diverge.
 """
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from .arrays import Array, as_real, as_scalar, check_alike, detach, inner, norm, to_float, zeros
-from .operators import LinearOperator, as_operator
+from .operators import LinearOperator, as_operator, identity
 
-__all__ = ["cg", "cgls", "gmres", "landweber", "nu_method"]
+__all__ = ["bicgstab", "cg", "cgls", "gmres", "landweber", "minres", "nu_method"]
 
 
 class CGState(NamedTuple):
-    """Iterate, residual b - Ax, search direction, and ``rho`` = ‖r‖²."""
+    """Iterate, residual b - Ax, search direction, and ``rho`` = ⟨r, Πr⟩ (‖r‖² without a Π)."""
+
+    x: Array
+    r: Array
+    p: Array
+    rho: Array
+
+
+class MINRESState(NamedTuple):
+    """Iterate and residual b - Ax."""
+
+    x: Array
+    r: Array
+
+
+class BiCGSTABState(NamedTuple):
+    """Iterate, residual b - Ax, search direction, and ``rho``: the residual against the first."""
 
     x: Array
     r: Array
@@ -80,7 +97,9 @@ def _square(A: LinearOperator, method: str) -> None:
         )
 
 
-def cg(A: Any, b: Array, x0: Array | None = None) -> Iterator[CGState]:
+def cg(
+    A: Any, b: Array, x0: Array | None = None, *, preconditioner: Any = None
+) -> Iterator[CGState]:
     r"""Conjugate gradients for :math:`Ax=b`, A symmetric positive (semi)definite.
 
     .. math::
@@ -90,12 +109,18 @@ def cg(A: Any, b: Array, x0: Array | None = None) -> Iterator[CGState]:
     Symmetry is the caller's promise. A direction with :math:`\langle p,Ap\rangle\le0` ends the
     iteration with a reason. A semidefinite A needs b in its range.
 
+    A preconditioner :math:`\Pi\approx A^{-1}`, symmetric positive definite and the same in every
+    step, replaces κ by that of :math:`\Pi A`, which is self-adjoint in the inner product of
+    :math:`\Pi^{-1}`. The bound then holds in the same norm.
+
     Parameters
     ----------
     A : LinearOperator or array, square
     b : array, shape ``A.out_shape``
     x0 : array, optional
         Start; zero if not given.
+    preconditioner : LinearOperator or array, optional
+        :math:`\Pi`, see :func:`course_lib.implicit.jacobi` and its neighbours.
 
     Yields
     ------
@@ -121,22 +146,165 @@ def cg(A: Any, b: Array, x0: Array | None = None) -> Iterator[CGState]:
     """
     A, b, x0 = _system(A, b, x0)
     _square(A, "cg")
+    Pi = identity(A.in_shape) if preconditioner is None else as_operator(preconditioner)
 
     def iterate():
         x, r = x0, b - A @ x0
-        p, rho = r, inner(r, r)
+        p = Pi @ r
+        rho = inner(r, p)
         while True:
             yield CGState(x, r, p, rho)
-            if to_float(rho) == 0:
+            if to_float(norm(r)) == 0:
                 return "the residual is exactly zero"
+            if not to_float(rho) > 0:
+                return f"breakdown: <r, Pi r> = {to_float(rho):.3e} is not positive"
             q = A @ p
             curvature = inner(p, q)
             if not to_float(curvature) > 0:
                 return f"breakdown: <p, Ap> = {to_float(curvature):.3e} is not positive"
             alpha = rho / curvature
             x, r = x + alpha * p, r - alpha * q
-            rho, rho_old = inner(r, r), rho
-            p = r + (rho / rho_old) * p
+            z = Pi @ r
+            rho, rho_old = inner(r, z), rho
+            p = z + (rho / rho_old) * p
+
+    return iterate()
+
+
+def _lanczos(A: LinearOperator, v: Array, v_old: Array, beta: Array) -> tuple[Array, Array, Array]:
+    """Return ⟨v, Av⟩, and length and direction of what Av adds to the span of v and v_old."""
+    w = A @ v - beta * v_old
+    alpha = inner(v, w)
+    w = w - alpha * v
+    return alpha, norm(w), w
+
+
+def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
+    r"""MINRES for :math:`Ax=b` with a symmetric A, definite or not.
+
+    :math:`x_k` minimizes :math:`\|b-Ax\|` over
+    :math:`x_0+\operatorname{span}\{r_0,Ar_0,\dots,A^{k-1}r_0\}`, as GMRES does, but a symmetric A
+    needs three vectors of the basis only (Lanczos), and one rotation a step.
+
+    Parameters
+    ----------
+    A : LinearOperator or array, square
+    b : array, shape ``A.out_shape``
+    x0 : array, optional
+        Start; zero if not given.
+
+    Yields
+    ------
+    MINRESState
+
+    Raises
+    ------
+    ValueError
+        If A is not square, or b or x0 do not fit.
+
+    References
+    ----------
+    Paige and Saunders (1975), SIAM J. Numer. Anal. 12, 617-629.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.iterate import run, residual_rule
+    >>> A, b = np.array([[1.0, 2.0], [2.0, -1.0]]), np.array([3.0, 1.0])
+    >>> run(minres(A, b), stop=residual_rule(A, b, rtol=1e-12), max_iter=5).x
+    array([1., 1.])
+    """
+    A, b, x0 = _system(A, b, x0)
+    _square(A, "minres")
+    eps = float(array_namespace(b).finfo(b.dtype).eps)
+
+    def iterate():
+        x, r, v_old, d, d_old = x0, b - A @ x0, 0 * b, 0 * b, 0 * b
+        beta = norm(r)
+        v = r / beta if to_float(beta) else r
+        # (c, s) and (c_old, s_old): the last two rotations; phi: the norm of the residual, signed.
+        c, s, c_old, s_old, phi, beta = 1.0, 0.0, 1.0, 0.0, beta, 0 * beta
+        while True:
+            yield MINRESState(x, r)
+            if to_float(phi) == 0:
+                return "the residual is exactly zero"
+            beta_old = beta
+            alpha, beta, w = _lanczos(A, v, v_old, beta)
+            # Column k of the tridiagonal matrix, turned by the rotations so far.
+            above, beside = s_old * beta_old, s * alpha + c * c_old * beta_old
+            turned = c * alpha - s * c_old * beta_old
+            c_old, s_old, pivot = c, s, (turned**2 + beta**2) ** 0.5
+            if to_float(pivot) <= 10 * eps * to_float(abs(alpha) + beta_old):
+                return "breakdown: A is singular on the Krylov space"
+            c, s = turned / pivot, beta / pivot
+            d, d_old = (v - beside * d - above * d_old) / pivot, d
+            x, phi = x + c * phi * d, -s * phi
+            v, v_old = w / beta if to_float(beta) else w, v
+            r = s**2 * r + c * phi * v
+
+    return iterate()
+
+
+def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[BiCGSTABState]:
+    r"""BiCGSTAB for :math:`Ax=b` with any square A: short recurrences, two products a step.
+
+    Nothing is minimized over the whole Krylov space: the residual may grow on the way, and a
+    breakdown ends the iteration with a reason.
+
+    Parameters
+    ----------
+    A : LinearOperator or array, square
+    b : array, shape ``A.out_shape``
+    x0 : array, optional
+        Start; zero if not given.
+
+    Yields
+    ------
+    BiCGSTABState
+
+    Raises
+    ------
+    ValueError
+        If A is not square, or b or x0 do not fit.
+
+    References
+    ----------
+    van der Vorst (1992), SIAM J. Sci. Stat. Comput. 13, 631-644.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.iterate import run, residual_rule
+    >>> A, b = np.array([[2.0, 1.0], [-1.0, 1.0]]), np.array([3.0, 0.0])
+    >>> run(bicgstab(A, b), stop=residual_rule(A, b, rtol=1e-12), max_iter=5).x
+    array([1., 1.])
+    """
+    A, b, x0 = _system(A, b, x0)
+    _square(A, "bicgstab")
+
+    def iterate():
+        x, r = x0, b - A @ x0
+        shadow, p, rho = r, r, inner(r, r)
+        for k in count(1):
+            yield BiCGSTABState(x, r, p, rho)
+            if to_float(norm(r)) == 0:
+                return "the residual is exactly zero"
+            v = A @ p
+            along = inner(shadow, v)
+            if to_float(along) == 0 or to_float(rho) == 0:
+                return "breakdown: the residual is orthogonal to the first one"
+            alpha = rho / along
+            s = r - alpha * v
+            t = A @ s
+            length = inner(t, t)
+            omega = inner(t, s) / length if to_float(length) else 0 * alpha
+            x = x + alpha * p + omega * s
+            # Where the residual has been large, its update has lost digits that b - Ax still has.
+            r = s - omega * t if k % 10 else b - A @ x
+            rho, rho_old = inner(shadow, r), rho
+            if to_float(omega) == 0 and to_float(norm(r)) != 0:
+                return "breakdown: the stabilizing step is zero"
+            p = r + (rho / rho_old) * (alpha / omega) * (p - omega * v) if to_float(omega) else r
 
     return iterate()
 
@@ -291,7 +459,7 @@ def nu_method(
 
     References
     ----------
-    Brakhage (1987); Engl, Hanke and Neubauer (1996), section 6.3.
+    Brakhage (1987); Engl, Hanke and Neubauer (1996), chapter 6.
 
     Examples
     --------

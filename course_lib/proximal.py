@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_torch_array
+from array_api_compat import array_namespace, device
 
 from .arrays import (
     Array,
@@ -29,6 +29,7 @@ from .arrays import (
     inner,
     norm,
     to_float,
+    to_numpy,
     zeros,
 )
 from .functionals import Functional, l1, least_squares
@@ -745,12 +746,6 @@ def admm_rule(K: Any, *, rtol: float = 1e-6, atol: float = 0.0) -> StoppingRule:
 # Problems, each solved with one of the iterations above.
 
 
-def _numpy(x: Array) -> np.ndarray:
-    """Return x flat, in NumPy and double precision; not always a copy."""
-    x = detach(x)
-    return np.asarray(x.cpu() if is_torch_array(x) else x).astype(np.float64, copy=False).ravel()
-
-
 def _line_search(x: np.ndarray, d: np.ndarray, a: float, lam: float) -> tuple[float, np.ndarray]:
     r"""Return the t that minimizes the objective along d, and :math:`x+td`.
 
@@ -806,13 +801,13 @@ def _working_set(
 ) -> LassoState:
     """Solve on the support and the largest correlations elsewhere, with the matrix M of A."""
     xp, eps = array_namespace(y), np.finfo(float).eps
-    x, c = _numpy(state.x).copy(), _numpy(state.c)
+    x, c = to_numpy(state.x).ravel().copy(), to_numpy(state.c).ravel()
     score = np.where(x != 0, np.inf, abs(c))
     size = min(5 * np.count_nonzero(x) // 4 + 20, len(x))
     W = np.argpartition(score, -size)[-size:]
     W = W[score[W] > lam]
-    C = np.reshape(_numpy(xp.take(M, xp.asarray(W, device=device(y)), axis=1)), (-1, len(W)))
-    H, b = C.T @ C, _numpy(y)
+    C = np.reshape(to_numpy(xp.take(M, xp.asarray(W, device=device(y)), axis=1)), (-1, len(W)))
+    H, b = C.T @ C, to_numpy(y).ravel()
     squares = np.diagonal(H).copy()
     # A little damping makes H regular. The next pass, with new correlations, takes it out again.
     np.fill_diagonal(H, (1 + 10 * len(W) * eps) * squares + lam2)
@@ -820,7 +815,7 @@ def _working_set(
     slack = np.where(squares > 0, 4 * eps * np.linalg.norm(b) * np.sqrt(squares), np.inf)
     x[W] = _sign_steps(H, c[W], x[W] * (squares > 0), lam, slack)
     new = asarray_like(np.reshape(x, A.in_shape), y)
-    r = asarray_like(np.reshape(b - C @ _numpy(new)[W], A.out_shape), y)
+    r = asarray_like(np.reshape(b - C @ to_numpy(new).ravel()[W], A.out_shape), y)
     return _lasso_state(A, y, lam, lam2, new, r)
 
 
@@ -842,7 +837,7 @@ def _two_phases(
     d = detach(run(cg(H, g), stop=stop, max_iter=100).x)
     # The iterates of conjugate gradients have <d, Hd> = <d, g>.
     a = max(to_float(inner(d, g)), np.finfo(float).tiny)
-    x = _line_search(_numpy(state.x), _numpy(d), a, lam)[1]
+    x = _line_search(to_numpy(state.x).ravel(), to_numpy(d).ravel(), a, lam)[1]
     return _lasso_state(A, y, lam, lam2, asarray_like(np.reshape(x, A.in_shape), y))
 
 

@@ -1,8 +1,11 @@
 """What the tests of pages and slides share: a browser, a local server, and a closed network."""
 
 import functools
+import hashlib
 import http.server
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +14,46 @@ from pathlib import Path
 import pytest
 from browser import MISSING, find_chromium
 
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "html": ["jupyter-book", "build", "--all", "-W", "-n", "--keep-going", "-q", "."],
+    "slides": [
+        *("sphinx-build", "-E", "-W", "-n", "-q", "--keep-going", "-b", "revealjs"),
+        *("-d", "_build/.slides", "book/slides", "_build/slides"),
+    ],
+}
 # The widgets' manager says this about its own schema.
 HARMLESS = ("strict mode: use allowUnionTypes",)
+
+
+def digest_of_sources() -> str:
+    """A number that changes with everything that pages and decks are made of."""
+    folders = [ROOT / name for name in ("book", "course_lib", "exercises", "notebooks")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in files if "__pycache__" not in path.parts and path.suffix != ".pyc"]
+    digest = hashlib.sha256()
+    for path in sorted([*files, ROOT / "_config.yml", ROOT / "_toc.yml"]):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build(what: str) -> Path:
+    """Build the book or the decks, warnings as errors; return the folder."""
+    program, *arguments = COMMANDS[what]
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    folder = ROOT / "_build" / what
+    (folder / ".sources").write_text(digest_of_sources(), encoding="utf-8")
+    return folder
+
+
+def built(what: str) -> Path:
+    """Return the folder of the book or the decks as a test has just built them; else build."""
+    mark = ROOT / "_build" / what / ".sources"
+    if mark.exists() and mark.read_text(encoding="utf-8") == digest_of_sources():
+        return mark.parent
+    return build(what)
 
 
 def require_chromium() -> None:

@@ -472,6 +472,10 @@ SOLVERS = [
         rtol=1e-8,
     ),
     SolverCase("gmres", linear.gmres, residual_rule, ("spd", "square"), 60, differentiable=False),
+    SolverCase("minres", linear.minres, residual_rule, ("spd",), 60),
+    SolverCase(
+        "bicgstab", linear.bicgstab, residual_rule, ("spd", "square"), 60, differentiable=False
+    ),
 ]
 
 # ---------------------------------------------------------------- filters

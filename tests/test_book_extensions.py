@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Kernels in processes of their own choose ports: these tests run one after the other.
-pytestmark = [pytest.mark.slow, pytest.mark.kernels]
+pytestmark = pytest.mark.slow
 
 CONF = """
 import sys

@@ -13,8 +13,7 @@ DECKS = sorted(path.stem for path in (ROOT / "book" / "slides").glob("[0-9]*.md"
 # Minutes of the core path: the sources' own for chapters 1 to 4.
 CORE = {"01": 25, "02": 30, "03": 30, "04": 15}
 SLIDE = re.compile(r'<section [^>]*data-minutes="(?P<minutes>[^"]+)"[^>]*data-part="(?P<part>\w+)"')
-# Kernels in processes of their own choose ports: these tests run one after the other.
-pytestmark = [pytest.mark.slow, pytest.mark.kernels]
+pytestmark = pytest.mark.slow
 
 # What leaves the frame of the slide that is shown; hidden copies for screen readers do not count.
 OUTSIDE = """() => {
@@ -42,20 +41,15 @@ OUTSIDE = """() => {
 }"""
 
 
+@pytest.mark.kernels
+def test_the_decks_build():
+    """Without a warning."""
+    browsing.build("slides")
+
+
 @pytest.fixture(scope="module")
 def slides() -> Path:
-    """Build the decks once, warnings as errors."""
-    out = ROOT / "_build" / "slides"
-    command = [str(Path(sys.executable).with_name("sphinx-build")), "-E", "-W", "-n", "-q"]
-    command += ["--keep-going", "-b", "revealjs", "-d", str(ROOT / "_build" / ".slides")]
-    done = subprocess.run(
-        [*command, str(ROOT / "book" / "slides"), str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return out
+    return browsing.built("slides")
 
 
 @pytest.fixture(scope="module")

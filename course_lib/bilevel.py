@@ -1,0 +1,1068 @@
+r"""Hypergradients: how the outer loss :math:`J(\theta)=f(x^\star(\theta))` changes with θ.
+
+:math:`x^\star(\theta)` minimizes the inner problem on the training data, f is the loss on others (a
+:class:`course_lib.functionals.Functional` with value and gradient: ``least_squares(B, y_val)``). In
+the regularization problems here :math:`\theta=\ln\lambda`, so that λ stays positive. Keep three
+sets of data apart: training for x, validation for θ, test for what is reported.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_torch_array
+
+from . import implicit, proximal
+from .arrays import (
+    Array,
+    as_count,
+    as_real,
+    as_scalar,
+    asarray_like,
+    check_alike,
+    detach,
+    inner,
+    norm,
+    to_float,
+    to_numpy,
+    zeros,
+)
+from .functionals import Functional
+from .iterate import StoppingRule, residual_rule, run
+from .linear import cg
+from .operators import LinearOperator, as_operator
+
+__all__ = [
+    "Hypergradient",
+    "Inner",
+    "descend",
+    "elastic_net",
+    "evidence",
+    "experts",
+    "federated",
+    "lasso",
+    "newton_cg",
+    "newton_rule",
+    "ode",
+    "tikhonov",
+    "tikhonov_fourier",
+    "unrolled",
+]
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    r"""An outer loss, its derivative, and what they were computed from.
+
+    Attributes
+    ----------
+    value : float
+        :math:`J(\theta)`.
+    gradient : array
+        :math:`dJ/d\theta`, the shape of θ.
+    x : array
+        The inner solution.
+    adjoint : array
+        ψ, the solution of the adjoint system; the start for the next one.
+    steps : tuple of int
+        Inner and adjoint iterations; 0 for direct solves.
+    bound : float or None
+        How far the gradient may be off, from the residuals (:func:`implicit.error_bound`), where
+        the constants are known.
+    margin : float or None
+        Of ℓ1 problems: how strictly the entries off the support are optimal,
+        :math:`\min_{j\notin S}(1-|a_j^\top r|/\lambda)`. At 0 the solution has a kink.
+    """
+
+    value: float
+    gradient: Array
+    x: Array
+    adjoint: Array
+    steps: tuple[int, int] = (0, 0)
+    bound: float | None = None
+    margin: float | None = None
+
+
+def _data(A: Any, y: Array, theta: Array) -> tuple[LinearOperator, Array, Array]:
+    """Return operator, data and hyperparameters, checked."""
+    A = as_operator(A)
+    y = as_real(y, "y", shape=A.out_shape)
+    if A.like is not None:
+        check_alike(y, "y", A.like, A.name)
+    # Of NumPy's 0-d arrays arithmetic makes numbers.
+    theta = as_real(np.asarray(theta) if isinstance(theta, np.generic) else theta, "theta")
+    check_alike(theta, "theta", y, "y")
+    return A, y, theta
+
+
+def _outer(outer: Functional) -> Functional:
+    if getattr(outer, "gradient", None) is None:
+        raise ValueError(
+            "outer must be a functional with value and gradient, least_squares(B, y_val) for "
+            f"instance: got {type(outer).__name__}"
+        )
+    return outer
+
+
+# ------------------------------------------------------------------------------------------------
+# Quadratic inner problems
+
+
+def _penalties(D: Any, theta: Array, shape: tuple) -> list[tuple[Array, LinearOperator | None]]:
+    """Return pairs of weight and operator (None for I) with penalty ½Σ‖√w D x‖²."""
+    xp = array_namespace(theta)
+    weights = xp.exp(theta)
+    if isinstance(D, (list, tuple)):
+        if tuple(theta.shape) != (len(D),):
+            raise ValueError(f"theta must have an entry for each D: expected ({len(D)},)")
+        pairs = [(weights[j], as_operator(each)) for j, each in enumerate(D)]
+    else:
+        pairs = [(weights, None if D is None else as_operator(D))]
+        images = shape if D is None else pairs[0][1].out_shape
+        if tuple(theta.shape) not in ((), images):
+            raise ValueError(
+                f"theta must be one number or have the shape of Dx: expected () or {images}, "
+                f"got {tuple(theta.shape)}"
+            )
+    for _, each in pairs:
+        if each is not None and each.in_shape != shape:
+            raise ValueError(f"D must take x: expected {shape}, got {each.in_shape}")
+    return pairs
+
+
+def tikhonov(
+    A: Any,
+    y: Array,
+    theta: Array,
+    outer: Functional,
+    *,
+    D: Any = None,
+    start: Hypergradient | None = None,
+    rtol: float = 1e-10,
+    max_iter: int = 10_000,
+    lip_outer: float | None = None,
+) -> Hypergradient:
+    r"""Hypergradient of Tikhonov's method; one adjoint system for any number of hyperparameters.
+
+    .. math::
+        x_\theta=\arg\min_x\tfrac12\|Ax-y\|^2+\tfrac12\sum_je^{\theta_j}\|D_jx\|^2,\qquad
+        H\psi=\nabla f(x_\theta),\qquad
+        \frac{dJ}{d\theta_j}=-e^{\theta_j}\langle D_j\psi,D_jx_\theta\rangle .
+
+    Both systems have the matrix :math:`H=A^\top A+\sum_je^{\theta_j}D_j^\top D_j`; conjugate
+    gradients use it through products. For noise with a covariance pass ``W @ A`` and ``W @ y`` with
+    W = :func:`course_lib.operators.whitening`, and the weights of the other set to the outer loss.
+
+    Parameters
+    ----------
+    A : LinearOperator or array
+    y : array
+        Training data.
+    theta : array
+        :math:`\ln\lambda`: of shape () with one D, of shape (p,) with a list of p operators, or of
+        the shape of Dx: one weight for each of its entries.
+    outer : Functional
+        Loss on the validation data, with gradient.
+    D : LinearOperator, array or list of them, optional
+        The identity if not given.
+    start : Hypergradient, optional
+        Of a θ nearby: both systems start at its solutions.
+    rtol : float
+        Relative residual of both systems.
+    lip_outer : float, optional
+        Lipschitz constant of the gradient of ``outer`` (:math:`\|B\|^2`); with it, and D = I, the
+        result has a bound of its error.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or a system is not solved in ``max_iter`` steps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import least_squares
+    >>> one = np.eye(1)
+    >>> found = tikhonov(one, np.array([2.0]), np.array(0.0), least_squares(one, np.array([1.5])))
+    >>> found.value, found.gradient  # x = 2/(1 + lam), lam = 1
+    (0.125, array(0.25))
+    """
+    A, y, theta = _data(A, y, theta)
+    pairs, outer = _penalties(D, theta, A.in_shape), _outer(outer)
+
+    def normal(v: Array) -> Array:
+        total = A.H @ (A @ v)
+        for w, each in pairs:
+            total = total + (w * v if each is None else each.H @ (w * (each @ v)))
+        return total
+
+    H = LinearOperator(normal, normal, A.in_shape, A.in_shape, "H", like=y)
+
+    def solved(b: Array, x0: Array | None, what: str) -> Any:
+        found = run(cg(H, b, x0), stop=residual_rule(H, b, rtol=rtol), max_iter=max_iter)
+        if not found.converged and to_float(norm(b)) > 0:
+            raise ValueError(f"the {what} system must be solved to rtol = {rtol}: {found.reason}")
+        return found
+
+    primal = solved(A.H @ y, None if start is None else start.x, "inner")
+    x = primal.x
+    adjoint = solved(outer.gradient(x), None if start is None else start.adjoint, "adjoint")
+    psi = adjoint.x
+    parts = [(w, x, psi) if each is None else (w, each @ x, each @ psi) for w, each in pairs]
+    if isinstance(D, (list, tuple)):
+        xp = array_namespace(theta)
+        gradient = xp.stack([-(w * inner(Dpsi, Dx)) for w, Dx, Dpsi in parts])
+    else:
+        w, Dx, Dpsi = parts[0]
+        xp = array_namespace(theta)
+        gradient = xp.asarray(-(w * (Dpsi * Dx if theta.ndim else inner(Dpsi, Dx))))
+    bound = None
+    if lip_outer is not None and D is None:
+        xp = array_namespace(theta)
+        bound = implicit.error_bound(
+            to_float(norm(H @ x - A.H @ y)),
+            to_float(norm(H @ psi - outer.gradient(x))),
+            mu=to_float(xp.min(xp.exp(theta))),
+            adjoint_norm=to_float(norm(psi)),
+            F_theta_norm=to_float(xp.max(xp.exp(theta))) * to_float(norm(x)),
+            lip_F_theta=to_float(xp.max(xp.exp(theta))),
+            lip_grad=lip_outer,
+        )
+    steps = (primal.iterations, adjoint.iterations)
+    return Hypergradient(to_float(outer(x)), gradient, x, psi, steps, bound)
+
+
+def tikhonov_fourier(
+    A: LinearOperator, y: Array, B: LinearOperator, y_val: Array, *, D: LinearOperator | None = None
+) -> Callable[[float], tuple[float, float]]:
+    r"""Return :math:`\theta\mapsto(J,dJ/d\theta)` of Tikhonov's method for periodic convolutions.
+
+    The Fourier transform diagonalizes A, B and D. With its values a, b, d (and
+    :math:`h=|a|^2+e^\theta|d|^2`), Parseval's identity turns the loss
+    :math:`\tfrac12\|Bx_\theta-y_{\rm val}\|^2` into sums over frequencies:
+
+    .. math::
+        J=\frac1{2N}\sum\frac{|b\bar a\hat y|^2}{h^2}-\frac{2\operatorname{Re}
+        (b\bar a\hat y\,\overline{\hat y_{\rm val}})}{h}+|\hat y_{\rm val}|^2 .
+
+    The transforms are taken once; each θ costs a few operations a frequency. The loss is accurate
+    to :math:`\mathrm{eps}_{\rm mach}\|y_{\rm val}\|^2`.
+
+    Raises
+    ------
+    ValueError
+        If an operator is no periodic convolution, or a frequency is unseen by A and D.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.operators import identity, convolution
+    >>> A = convolution(np.array([0.25, 0.5, 0.25]), (8,), boundary="periodic")
+    >>> J = tikhonov_fourier(A, np.ones(8), A, np.ones(8))
+    >>> [round(number, 6) for number in J(0.0)]  # x = 1/2 everywhere
+    [1.0, 1.0]
+    """
+    A, y, _ = _data(A, y, y)
+    y_val = as_real(y_val, "y_val", shape=B.out_shape)
+    xp = array_namespace(y)
+
+    def spectrum(operator: LinearOperator | None) -> Array:
+        impulse = np.zeros(A.in_shape)
+        impulse[(0,) * impulse.ndim] = 1.0
+        delta = asarray_like(impulse, y)
+        if operator is not None and not operator.shift_invariant:
+            raise ValueError(f"{operator.name} must be a periodic convolution")
+        return xp.fft.rfftn(delta if operator is None else operator @ delta)
+
+    half, last = A.in_shape[-1] // 2 + 1, A.in_shape[-1]
+    # Frequencies that the half spectrum holds once and the full one twice.
+    twice = asarray_like(2.0 - np.isin(np.arange(half), [0, last / 2]), y)
+    a, b, d = spectrum(A), spectrum(B), spectrum(D)
+    z = b * xp.conj(a) * xp.fft.rfftn(y)
+    share = twice / math.prod(A.in_shape)
+    power, penalty, u = xp.abs(a) ** 2, xp.abs(d) ** 2, share * xp.abs(z) ** 2
+    s = share * xp.real(z * xp.conj(xp.fft.rfftn(y_val)))
+    power, penalty, u, s = (xp.reshape(each, (-1,)) for each in (power, penalty, u, s))
+    if to_float(xp.min(power + penalty)) == 0:
+        raise ValueError("every frequency must be seen by A or D: one is seen by neither")
+    constant = 0.5 * to_float(inner(y_val, y_val))
+
+    def of_theta(theta: float) -> tuple[float, float]:
+        lam = math.exp(theta)
+        g = 1 / (power + lam * penalty)
+        ug = u * g
+        value = 0.5 * inner(ug, g) - inner(s, g) + constant
+        return to_float(value), lam * to_float(inner(penalty * g * g, s - ug))
+
+    return of_theta
+
+
+def evidence(
+    A: Any, y: Array, theta: Array, *, noise_std: float, D: Any = None
+) -> tuple[float, Array]:
+    r"""Return :math:`-\ln p(y|\theta)` and its gradient, for :math:`x\sim N(0,Q^{-1})`, dense.
+
+    With :math:`Q=\sum_je^{\theta_j}D_j^\top D_j` (prior precisions, :math:`e^{\theta_j}`, not the λ
+    of Tikhonov's functional, which is :math:`\sigma_e^2` times as large) and
+    :math:`\tilde H=A^\top A/\sigma_e^2+Q`,
+
+    .. math::
+        -\ln p=\tfrac1{2\sigma_e^2}\|Ax-y\|^2+\tfrac12x^\top Qx+\tfrac12\ln\det\tilde H
+        -\tfrac12\ln\det Q+\tfrac m2\ln2\pi\sigma_e^2,\qquad
+        \partial_j=\tfrac12e^{\theta_j}\bigl(\|D_jx\|^2+\operatorname{tr}\tilde H^{-1}D_j^\top D_j
+        -\operatorname{tr}Q^{+}D_j^\top D_j\bigr).
+
+    x minimizes the first two terms, so that its own change does not enter. Where Q has a null
+    space, det is the product of the other eigenvalues: an improper prior.
+
+    Parameters
+    ----------
+    theta : array of shape () with one D, of shape (p,) with a list of p matrices
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> value, slope = evidence(np.eye(1), np.array([1.0]), np.array(0.0), noise_std=1.0)
+    >>> round(value, 6), float(slope)  # y is normal with variance 2
+    (1.515512, -0.125)
+    """
+    A, y, theta = _data(A, y, theta)
+    noise_std = as_scalar(noise_std, "noise_std", positive=True)
+    n = math.prod(A.in_shape)
+    M, data = to_numpy(A.to_dense(like=y)), to_numpy(y).ravel()
+    weights = np.atleast_1d(np.exp(to_numpy(theta)))
+    operators = D if isinstance(D, (list, tuple)) else [D]
+    if weights.shape != (len(operators),):
+        raise ValueError(f"theta must have one entry for each D: expected {len(operators)}")
+    roots = [
+        np.eye(n) if E is None else to_numpy(as_operator(E).to_dense(like=y)) for E in operators
+    ]
+    squares = [E.T @ E for E in roots]
+    Q = sum(w * S for w, S in zip(weights, squares, strict=True))
+    H = M.T @ M / noise_std**2 + Q
+    x = np.linalg.solve(H, M.T @ data / noise_std**2)
+    r, (q, V) = M @ x - data, np.linalg.eigh(Q)
+    kept = q > n * np.finfo(float).eps * q[-1]
+    value = 0.5 * r @ r / noise_std**2 + 0.5 * x @ Q @ x + 0.5 * np.linalg.slogdet(H)[1]
+    value += -0.5 * np.log(q[kept]).sum() + 0.5 * len(data) * math.log(2 * math.pi * noise_std**2)
+    spread = np.linalg.inv(H) - (V[:, kept] / q[kept]) @ V[:, kept].T
+    slope = [w * (x @ S @ x + np.sum(spread * S)) for w, S in zip(weights, squares, strict=True)]
+    return float(value), asarray_like(0.5 * np.array(slope).reshape(tuple(theta.shape)), theta)
+
+
+# ------------------------------------------------------------------------------------------------
+# Sparse inner problems
+
+
+def lasso(
+    A: Any,
+    y: Array,
+    theta: Array,
+    outer: Functional,
+    *,
+    start: Hypergradient | None = None,
+    rtol: float | None = None,
+) -> Hypergradient:
+    r"""Hypergradient of the LASSO in :math:`\theta=\ln\lambda`: one system on the support.
+
+    .. math::
+        A_S^\top A_S\psi_S=\nabla f(x_\lambda)_S,\qquad
+        \frac{dJ}{d\theta}=-\lambda\,\xi_S^\top\psi_S,\qquad\xi_S=\operatorname{sign}x_S .
+
+    Valid where the columns of the support are independent and every other entry is strictly
+    optimal, :math:`|a_j^\top(y-Ax)|<\lambda`. ``margin`` says how strictly; where it is 0, J has a
+    kink and this is the derivative on one side.
+
+    Parameters
+    ----------
+    A : LinearOperator or array
+    y : array
+    theta : array of shape ()
+    outer : Functional
+    start : Hypergradient, optional
+        Of a θ nearby.
+    rtol : float, optional
+        Relative duality gap of the inner solution, see :func:`course_lib.proximal.lasso`.
+
+    Raises
+    ------
+    ValueError
+        If the inner problem is not solved to its gap, or the columns of the support are dependent.
+
+    References
+    ----------
+    Bertrand et al. (2022), Journal of Machine Learning Research 23(149).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import least_squares
+    >>> one, y = np.eye(2), np.array([3.0, 0.1])
+    >>> found = lasso(one, y, np.array(0.0), least_squares(one, np.array([2.5, 0.0])))
+    >>> found.x, round(float(found.gradient), 9), found.margin  # x = soft(y, 1)
+    (array([2., 0.]), 0.5, 0.9)
+    """
+    A, y, theta = _data(A, y, theta)
+    lam = math.exp(to_float(theta))
+    found = proximal.lasso(A, y, lam, None if start is None else start.x, rtol=rtol)
+    signs, psi, margin = _on_support(A, y, found, lam, 0.0, _outer(outer))
+    gradient = array_namespace(y).asarray(-lam * inner(signs, psi))
+    steps = (found.iterations, 0)
+    return Hypergradient(to_float(outer(found.x)), gradient, found.x, psi, steps, None, margin)
+
+
+def elastic_net(
+    A: Any,
+    y: Array,
+    theta: Array,
+    outer: Functional,
+    *,
+    start: Hypergradient | None = None,
+    rtol: float | None = None,
+) -> Hypergradient:
+    r"""Hypergradient of the elastic net in :math:`\theta=(\ln\lambda_1,\ln\lambda_2)`.
+
+    .. math::
+        (A_S^\top A_S+\lambda_2I)\psi_S=\nabla f(x)_S,\qquad
+        \frac{dJ}{d\theta}=-(\lambda_1\xi_S^\top\psi_S,\ \lambda_2x_S^\top\psi_S) .
+
+    The system is invertible for every :math:`\lambda_2>0`. Arguments, conditions and errors as in
+    :func:`lasso`; θ has the shape (2,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import least_squares
+    >>> one, y = np.eye(1), np.array([3.0])
+    >>> found = elastic_net(one, y, np.zeros(2), least_squares(one, np.array([0.0])))
+    >>> found.x, found.gradient  # x = (3 - lam1)/(1 + lam2)
+    (array([1.]), array([-0.5, -0.5]))
+    """
+    A, y, theta = _data(A, y, theta)
+    if tuple(theta.shape) != (2,):
+        raise ValueError(f"theta must hold two numbers: got shape {tuple(theta.shape)}")
+    lam1, lam2 = (math.exp(to_float(theta[j])) for j in range(2))
+    x0 = None if start is None else start.x
+    found = proximal.elastic_net(A, y, lam1, lam2, x0, rtol=rtol)
+    signs, psi, margin = _on_support(A, y, found, lam1, lam2, _outer(outer))
+    xp = array_namespace(y)
+    gradient = -xp.stack([lam1 * inner(signs, psi), lam2 * inner(found.x, psi)])
+    steps = (found.iterations, 0)
+    return Hypergradient(to_float(outer(found.x)), gradient, found.x, psi, steps, None, margin)
+
+
+def _on_support(
+    A: LinearOperator, y: Array, found: Any, lam: float, lam2: float, outer: Functional
+) -> tuple[Array, Array, float]:
+    """Return signs, adjoint and margin of a sparse solution; zeros off the support."""
+    if not found.converged:
+        raise ValueError(f"the inner problem must be solved: {found.reason}")
+    xp, x = array_namespace(y), found.x
+    S, v = np.flatnonzero(to_numpy(x).ravel()), outer.gradient(x)
+    off = np.delete(np.abs(to_numpy(found.state.c)).ravel(), S)
+    margin = float(1 - off.max() / lam) if off.size else 1.0
+    if not len(S):
+        return 0 * x, 0 * x, margin
+    if A.matrix is None:
+        mask = xp.abs(xp.sign(x))
+
+        def normal(w: Array) -> Array:
+            return mask * (A.H @ (A @ (mask * w)) + lam2 * w) + (1 - mask) * w
+
+        H = LinearOperator(normal, normal, A.in_shape, A.in_shape, "H on the support", like=y)
+        found = implicit.solve(H, mask * v)
+        if not found.converged:
+            raise ValueError(f"the system on the support must be solved: {found.reason}")
+        return xp.sign(x), found.x, margin
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    columns = to_numpy(xp.take(A.matrix, xp.asarray(S, device=device(y)), axis=1))
+    try:
+        gram = columns.T @ columns + lam2 * np.eye(len(S))
+        psi_S = cho_solve(cho_factor(gram, overwrite_a=True), to_numpy(v)[S])
+    except LinAlgError:
+        raise ValueError("the columns of the support must be independent: they are not") from None
+    psi = np.zeros(math.prod(A.in_shape))
+    psi[S] = psi_S
+    return xp.sign(x), asarray_like(psi, y), margin
+
+
+# ------------------------------------------------------------------------------------------------
+# Unrolling
+
+
+def unrolled(
+    step: Callable[..., Array],
+    x0: Array,
+    theta: Array,
+    steps: int,
+    outer: Functional,
+    *,
+    linearize: Callable[..., tuple[Any, Any]] | None = None,
+    last: int | None = None,
+    slots: int | None = None,
+) -> Hypergradient:
+    r"""Hypergradient of K steps :math:`x_{k+1}=T_k(x_k,\theta)`: backwards through all of them.
+
+    .. math::
+        \psi_K=\nabla f(x_K),\qquad\psi_k=(T_k)_x^\top\psi_{k+1},\qquad
+        \frac{dJ_K}{d\theta}=\sum_k(T_k)_\theta^\top\psi_{k+1} .
+
+    This is the exact derivative of :math:`J_K(\theta)=f(x_K(\theta))`, not of
+    :math:`f(x^\star(\theta))`. It keeps K states, or ``slots`` of them and computes the others
+    again (binomial checkpoints). ``last`` stops early: only the last steps are differentiated.
+
+    Parameters
+    ----------
+    step : callable
+        ``step(x, theta, k)`` returns the next x.
+    x0 : array
+    theta : array
+    steps : int
+        K.
+    outer : Functional
+    linearize : callable, optional
+        ``linearize(x, theta, k)`` returns :math:`(T_x,T_\theta)` as operators or matrices. For
+        torch it is not needed.
+    last : int, optional
+        All if not given; 1 is the one-step estimate.
+    slots : int, optional
+        Number of states that are kept at a time, the start included; all if not given.
+
+    Returns
+    -------
+    Hypergradient
+        Its ``adjoint`` is the derivative by x0 (by the first state that was differentiated, with
+        ``last``), its ``steps`` count evaluations of T and of its derivative.
+
+    Raises
+    ------
+    ValueError
+        If the last state is not finite, or NumPy arrays come without ``linearize``.
+
+    References
+    ----------
+    Griewank and Walther (2000), ACM Trans. Math. Softw. 26, 19-45 (checkpoints).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import least_squares
+    >>> half = np.array([[0.5]])
+    >>> found = unrolled(
+    ...     lambda x, theta, k: x / 2 + theta, np.zeros(1), np.ones(1), 2,
+    ...     least_squares(None, np.array([0.5])), linearize=lambda *_: (half, np.eye(1)),
+    ... )
+    >>> found.x, found.gradient  # x_2 = 3/2 theta
+    (array([1.5]), array([1.5]))
+    """
+    x0, theta = as_real(x0, "x0"), as_real(theta, "theta")
+    check_alike(x0, "x0", theta, "theta")
+    steps = as_count(steps, "steps", minimum=1)
+    last = steps if last is None else as_count(last, "last", minimum=1, maximum=steps)
+    slots = last if slots is None else as_count(slots, "slots", minimum=1)
+    outer, derivatives = _outer(outer), linearize or _by_torch(step, theta)
+    taken = [0]
+
+    def advance(x: Array, first: int, end: int) -> Array:
+        for k in range(first, end):
+            x = detach(step(x, theta, k))
+        taken[0] += end - first
+        return x
+
+    def reverse(x: Array, first: int, end: int, free: int, back: tuple) -> tuple:
+        """Take (ψ, gradient) from state ``end`` to ``first``, whose state x is kept."""
+        while end - first > 1 and free > 1:
+            middle = first + _split(end - first, free)
+            back = reverse(advance(x, first, middle), middle, end, free - 1, back)
+            end = middle
+        for k in range(end - 1, first - 1, -1):
+            T_x, T_theta = derivatives(advance(x, first, k), theta, k)
+            psi, gradient = back
+            back = as_operator(T_x).H @ psi, gradient + as_operator(T_theta).H @ psi
+        return back
+
+    start = advance(x0, 0, steps - last)
+    x = advance(start, steps - last, steps)
+    if not math.isfinite(to_float(norm(x))):
+        raise ValueError(f"the iterates must stay finite: step {steps} is not")
+    value, slope = to_float(outer(x)), detach(outer.gradient(x))
+    psi, gradient = reverse(start, steps - last, steps, slots, (slope, 0 * theta))
+    return Hypergradient(value, gradient, x, psi, (taken[0], last))
+
+
+def _split(length: int, slots: int) -> int:
+    """Return how far to go before the next checkpoint, by the binomial rule."""
+    if slots >= length:
+        return 1
+    repeats = 0
+    while math.comb(slots + repeats, slots) < length:
+        repeats += 1
+    return max(1, length - math.comb(slots - 1 + repeats, slots - 1))
+
+
+def _by_torch(step: Callable, theta: Array) -> Callable:
+    if not is_torch_array(theta):
+        raise ValueError("NumPy arrays need linearize: the derivatives of a step, by hand")
+    return lambda x, theta, k: implicit.linearize(lambda x, theta: step(x, theta, k), x, theta)
+
+
+# ------------------------------------------------------------------------------------------------
+# Smooth inner problems
+
+
+@dataclass(frozen=True)
+class Inner:
+    r"""A smooth inner problem at one θ: :math:`g(x,\theta)` and its derivatives.
+
+    Attributes
+    ----------
+    value : callable
+        :math:`x\mapsto g(x,\theta)`.
+    gradient : callable
+        :math:`x\mapsto\nabla_xg`.
+    hessian : callable
+        :math:`x\mapsto g_{xx}`, a LinearOperator.
+    cross : callable
+        :math:`x\mapsto g_{x\theta}`, a LinearOperator from θ to x: with
+        :func:`course_lib.implicit.root_vjp` the hypergradient.
+    """
+
+    value: Callable[[Array], Array]
+    gradient: Callable[[Array], Array]
+    hessian: Callable[[Array], LinearOperator]
+    cross: Callable[[Array], LinearOperator] | None = None
+
+
+class NewtonState(NamedTuple):
+    """Iterate, negative gradient, value, and steps of conjugate gradients so far."""
+
+    x: Array
+    r: Array
+    value: float
+    steps: int
+
+
+def newton_cg(g: Inner, x0: Array, *, max_cg: int = 200) -> Iterator[NewtonState]:
+    r"""Newton's method with conjugate gradients, for a smooth convex g.
+
+    .. math:: g_{xx}(x_k)\,d\approx-\nabla g(x_k),\qquad x_{k+1}=x_k+td
+
+    to a relative residual of :math:`\min(\tfrac12,\|\nabla g\|^{1/2})`, with t halved until
+    :math:`g(x+td)\le g(x)+10^{-4}t\langle\nabla g,d\rangle`.
+
+    References
+    ----------
+    Nocedal and Wright (2006), Numerical Optimization, on inexact Newton methods.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.operators import matrix
+    >>> H = matrix(np.diag([1.0, 4.0]))
+    >>> g = Inner(lambda x: x @ (H @ x) / 2 - x.sum(), lambda x: H @ x - 1, lambda x: H)
+    >>> [state.x.round(6) for state, _ in zip(newton_cg(g, np.zeros(2)), range(2))][-1]
+    array([1.  , 0.25])
+    """
+    x = as_real(x0, "x0")
+    max_cg = as_count(max_cg, "max_cg", minimum=1)
+
+    def iterate(x: Array) -> Iterator[NewtonState]:
+        r, value, steps = -g.gradient(x), to_float(g.value(x)), 0
+        while True:
+            yield NewtonState(x, r, value, steps)
+            size = to_float(norm(r))
+            if size == 0:
+                return "the gradient is exactly zero"
+            H = g.hessian(x)
+            stop = residual_rule(H, r, rtol=min(0.5, size**0.5))
+            found = run(cg(H, r), stop=stop, max_iter=max_cg)
+            d, t, steps = detach(found.x), 1.0, steps + found.iterations
+            slope, floor = to_float(inner(r, d)), 1e-15 * abs(value)
+            while to_float(g.value(x + t * d)) > value - 1e-4 * t * slope + floor and t > 1e-10:
+                t /= 2
+            if t <= 1e-10 or slope <= 0:
+                return "no step lowers the value: rounding, or g is not convex"
+            x = x + t * d
+            r, value = -g.gradient(x), to_float(g.value(x))
+
+    return iterate(x)
+
+
+def newton_rule(g: Inner, x0: Array, *, rtol: float) -> StoppingRule:
+    r"""Stop when :math:`\|\nabla g(x)\|\le\mathrm{rtol}\max(\|\nabla g(x_0)\|,1)`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.operators import matrix
+    >>> g = Inner(lambda x: x @ x / 2, lambda x: x, lambda x: matrix(np.eye(1)))
+    >>> run(newton_cg(g, np.ones(1)), stop=newton_rule(g, np.ones(1), rtol=1e-9), max_iter=9).x
+    array([0.])
+    """
+    scale = max(to_float(norm(g.gradient(x0))), 1.0)
+    return StoppingRule(
+        measure=lambda state: to_float(norm(state.r)),
+        verify=lambda state: to_float(norm(g.gradient(state.x))),
+        bound=as_scalar(rtol, "rtol", minimum=0.0) * scale,
+        name="gradient norm",
+    )
+
+
+def experts(A: Any, y: Array, theta: Array, *, eps: float = 0.01) -> Inner:
+    r"""Return the inner problem of learned filters, a convex field of experts.
+
+    .. math::
+        g(x,\theta)=\tfrac12\|Ax-y\|^2+\sum_i\sum_p\phi\bigl((\theta_i*x)_p\bigr),\qquad
+        \phi(s)=\sqrt{s^2+\mathrm{eps}^2}-\mathrm{eps} .
+
+    A filter's size is its weight. Convolutions are periodic, with the taps of a filter centred.
+
+    Parameters
+    ----------
+    A : LinearOperator on pictures, or None
+        None stands for the identity.
+    y : array
+    theta : array, shape (p, h, w)
+        p filters; h and w odd.
+    eps : float
+        Where φ turns from a square into an absolute value.
+
+    References
+    ----------
+    Roth and Black (2009), Int. J. Comput. Vis. 82, 205-229; Kunisch and Pock (2013), SIAM J.
+    Imaging Sci. 6, 938-983.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.operators import identity
+    >>> g = experts(identity((4, 4)), np.ones((4, 4)), np.zeros((1, 3, 3)))
+    >>> float(g.value(np.zeros((4, 4))))
+    8.0
+    """
+    A, y, theta = _data(A, y, theta)
+    if theta.ndim != 3 or theta.shape[1] % 2 == 0 or theta.shape[2] % 2 == 0 or y.ndim != 2:
+        raise ValueError(
+            "theta must hold filters with an odd number of taps each way, for pictures: got "
+            f"{tuple(theta.shape)} and y of shape {tuple(y.shape)}"
+        )
+    eps, xp = as_scalar(eps, "eps", positive=True), array_namespace(y)
+    rows, columns = theta.shape[1] // 2, theta.shape[2] // 2
+    taps = [(i, j) for i in range(theta.shape[1]) for j in range(theta.shape[2])]
+
+    def moved(x: Array, i: int, j: int, sign: int = 1) -> Array:
+        return xp.roll(x, (sign * (i - rows), sign * (j - columns)), axis=(-2, -1))
+
+    def filtered(x: Array) -> Array:
+        shifted = xp.stack([moved(x, i, j) for i, j in taps])
+        return xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)), shifted, axes=1)
+
+    def gathered(z: Array) -> Array:
+        spread = xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)).T, z, axes=1)
+        return sum(moved(spread[t, ...], i, j, -1) for t, (i, j) in enumerate(taps))
+
+    def root(s: Array) -> Array:
+        return xp.sqrt(s * s + eps**2)
+
+    def hessian(x: Array) -> LinearOperator:
+        curvature = eps**2 / root(filtered(x)) ** 3
+
+        def apply(v: Array) -> Array:
+            return A.H @ (A @ v) + gathered(curvature * filtered(v))
+
+        return LinearOperator(apply, apply, A.in_shape, A.in_shape, "g_xx", like=y)
+
+    def cross(x: Array) -> LinearOperator:
+        s = filtered(x)
+        slope, curvature = s / root(s), eps**2 / root(s) ** 3
+
+        def adjoint(psi: Array) -> Array:
+            weighted = curvature * filtered(psi)
+            parts = [
+                xp.sum(weighted * moved(x, i, j) + slope * moved(psi, i, j), axis=(-2, -1))
+                for i, j in taps
+            ]
+            return xp.reshape(xp.stack(parts, axis=-1), theta.shape)
+
+        def apply(t: Array) -> Array:
+            flat = xp.reshape(t, (t.shape[0], -1))
+            change = xp.tensordot(flat, xp.stack([moved(x, i, j) for i, j in taps]), axes=1)
+            spread = xp.tensordot(flat.T, slope, axes=1)
+            direct = sum(moved(spread[k, ...], i, j, -1) for k, (i, j) in enumerate(taps))
+            return gathered(curvature * change) + direct
+
+        return LinearOperator(apply, adjoint, tuple(theta.shape), A.in_shape, "g_xtheta", like=y)
+
+    return Inner(
+        lambda x: 0.5 * norm(A @ x - y) ** 2 + xp.sum(root(filtered(x)) - eps),
+        lambda x: A.H @ (A @ x - y) + gathered(filtered(x) / root(filtered(x))),
+        hessian,
+        cross,
+    )
+
+
+def federated(
+    clients: list[tuple[Inner, Functional]],
+    x0: Array,
+    *,
+    rho: float,
+    rtol: float = 1e-8,
+    total: Callable[[Array], Array] | None = None,
+) -> Hypergradient:
+    r"""Hypergradient of :math:`\sum_if_i(x_i)`, each x_i near a shared model x_0.
+
+    .. math::
+        x_i=\arg\min_xg_i(x)+\tfrac\rho2\|x-x_0\|^2,\qquad
+        (\nabla^2g_i(x_i)+\rho I)\,p_i=\rho\nabla f_i(x_i),\qquad\nabla J(x_0)=\sum_ip_i .
+
+    Each client solves its two problems on its own data and gives one vector away.
+
+    Parameters
+    ----------
+    clients : list of pairs (g, f)
+        Those of this process.
+    x0 : array
+        The shared model.
+    rho : float
+        :math:`\rho>0`.
+    total : callable, optional
+        Adds an array over all processes (:func:`course_lib.autodiff.all_reduce`); the identity if
+        there is one process.
+
+    Returns
+    -------
+    Hypergradient
+        Its ``x`` stacks the models of the clients of this process.
+
+    Raises
+    ------
+    ValueError
+        If a client's problem is not solved.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import least_squares
+    >>> from course_lib.operators import matrix
+    >>> H = matrix(np.eye(1))
+    >>> g = Inner(lambda x: x @ x / 2, lambda x: x, lambda x: H)
+    >>> federated([(g, least_squares(None, np.zeros(1)))], np.ones(1), rho=1.0).gradient
+    array([0.25])
+    """
+    x0, rho = as_real(x0, "x0"), as_scalar(rho, "rho", positive=True)
+    xp, shape = array_namespace(x0), tuple(x0.shape)
+    models, value, gradient, steps = [], 0.0, zeros(shape, x0), (0, 0)
+    for g, f in clients:
+        near = _with_prox(g, x0, rho)
+        found = run(newton_cg(near, x0), stop=newton_rule(near, x0, rtol=rtol), max_iter=100)
+        if not found.converged:
+            raise ValueError(f"the problem of each client must be solved: {found.reason}")
+        solved = implicit.solve(near.hessian(found.x), rho * f.gradient(found.x), rtol=rtol)
+        if not solved.converged:
+            raise ValueError(f"the adjoint system of each client must be solved: {solved.reason}")
+        models.append(found.x)
+        value, gradient = value + to_float(f(found.x)), gradient + solved.x
+        steps = (steps[0] + found.iterations, steps[1] + solved.iterations)
+    if total is not None:
+        both = total(xp.concat([xp.reshape(gradient, (-1,)), asarray_like(np.array([value]), x0)]))
+        gradient, value = xp.reshape(both[:-1], shape), to_float(both[-1])
+    return Hypergradient(value, gradient, xp.stack(models), gradient, steps)
+
+
+def _with_prox(g: Inner, x0: Array, rho: float) -> Inner:
+    def hessian(x: Array) -> LinearOperator:
+        H = g.hessian(x)
+        return LinearOperator(
+            lambda v: H @ v + rho * v, lambda v: H.H @ v + rho * v, H.in_shape, H.out_shape, like=x0
+        )
+
+    return Inner(
+        lambda x: g.value(x) + 0.5 * rho * norm(x - x0) ** 2,
+        lambda x: g.gradient(x) + rho * (x - x0),
+        hessian,
+    )
+
+
+def ode(
+    f: Callable[..., np.ndarray],
+    f_x: Callable[..., np.ndarray],
+    f_p: Callable[..., np.ndarray],
+    x0: np.ndarray,
+    p: np.ndarray,
+    t: np.ndarray,
+    outer: Functional,
+) -> Hypergradient:
+    r"""Loss and gradient of a path :math:`\dot x=f(x,p,t)` from x0, by the adjoint method.
+
+    The trapezoidal rule, :math:`x_{k+1}-x_k=\tfrac h2(f_k+f_{k+1})`, by Newton's method in every
+    step; the adjoint is that of the discrete equations, so that the gradient is exact for the
+    discrete loss:
+
+    .. math::
+        (I-\tfrac h2f_x)_k^\top\psi_k=v_k+(I+\tfrac h2f_x)_k^\top\psi_{k+1},\qquad
+        \frac{dJ}{dp}=\sum_k\tfrac h2(f_{p,k}+f_{p,k+1})^\top\psi_{k+1},
+
+    :math:`v_k` the derivative of the loss by :math:`x_k`. In :math:`t_0` the left side is
+    :math:`\psi_0=dJ/dx_0`.
+
+    Parameters
+    ----------
+    f, f_x, f_p : callable
+        ``f(x, p, t)`` of shape (d,), its derivatives of shapes (d, d) and (d, q).
+    x0 : array, shape (d,)
+    p : array, shape (q,)
+    t : array, shape (N + 1,)
+        Increasing.
+    outer : Functional
+        Of the whole path, an array of shape (N + 1, d).
+
+    Returns
+    -------
+    Hypergradient
+        ``gradient`` by p; ``x`` is the path and ``adjoint`` all ψ, the first of them the derivative
+        by x0.
+
+    Raises
+    ------
+    ValueError
+        If t does not increase or a step has no solution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from course_lib.functionals import least_squares
+    >>> found = ode(
+    ...     lambda x, p, t: -x + p, lambda x, p, t: -np.eye(1), lambda x, p, t: np.eye(1),
+    ...     np.zeros(1), np.ones(1), np.linspace(0, 1, 11), least_squares(None, np.zeros((11, 1))),
+    ... )
+    >>> bool(abs(found.x[-1, 0] - (1 - np.exp(-1))) < 1e-3)
+    True
+    """
+    x0, p, t = as_real(x0, "x0", ndim=1), as_real(p, "p", ndim=1), as_real(t, "t", ndim=1)
+    if not isinstance(t, np.ndarray) or np.diff(t).min() <= 0:
+        raise ValueError("t must be a NumPy array of increasing numbers")
+    eye, X = np.eye(len(x0)), [x0]
+    for k, h in enumerate(np.diff(t)):
+        x, known = X[-1], X[-1] + h / 2 * f(X[-1], p, t[k])
+        for _ in range(50):
+            F = x - h / 2 * f(x, p, t[k + 1]) - known
+            d = np.linalg.solve(eye - h / 2 * f_x(x, p, t[k + 1]), F)
+            x = x - d
+            if np.abs(d).max() <= 1e-13 * max(1.0, np.abs(x).max()):
+                break
+        else:
+            raise ValueError(f"every step must have a solution: Newton's method fails at {t[k]}")
+        X.append(x)
+    path, gradient = np.stack(X), np.zeros_like(p)
+    V = _outer(outer).gradient(path)
+    psi = [np.zeros_like(x0)] * len(t)
+    for k in range(len(t) - 1, -1, -1):
+        v, J = V[k], f_x(X[k], p, t[k])
+        if k + 1 < len(t):
+            h = t[k + 1] - t[k]
+            v = v + psi[k + 1] + h / 2 * (J.T @ psi[k + 1])
+            slopes = f_p(X[k], p, t[k]) + f_p(X[k + 1], p, t[k + 1])
+            gradient = gradient + h / 2 * (slopes.T @ psi[k + 1])
+        psi[k] = np.linalg.solve(eye - (t[k] - t[k - 1]) / 2 * J.T, v) if k else v
+    return Hypergradient(to_float(outer(path)), gradient, path, np.stack(psi))
+
+
+# ------------------------------------------------------------------------------------------------
+# The outer loop
+
+
+class OuterState(NamedTuple):
+    """Hyperparameters, loss, gradient, the whole hypergradient, and the tolerance it had."""
+
+    x: Array
+    value: float
+    gradient: Array
+    found: Hypergradient
+    rtol: float
+
+
+def descend(
+    hypergradient: Callable[..., Hypergradient],
+    theta0: Array,
+    *,
+    step: float = 1.0,
+    rtol: float = 1e-3,
+    rtol_min: float = 1e-10,
+) -> Iterator[OuterState]:
+    r"""Gradient descent on :math:`J(\theta)`, with inner problems as exact as is needed.
+
+    .. math:: \theta_{k+1}=\theta_k-t_k\nabla J(\theta_k)
+
+    :math:`t_k` is the step of Barzilai and Borwein, at most so long that θ moves by 3 (λ by a
+    factor of 20), halved until
+    :math:`J(\theta_{k+1})\le J(\theta_k)-10^{-4}t_k\|\nabla J\|^2`. The tolerance of the inner
+    problems falls with the gradient, and once more when no step is found; every solve starts at the
+    last solution. J is not convex: it ends at a stationary point, which one depends on the start.
+
+    Parameters
+    ----------
+    hypergradient : callable
+        ``hypergradient(theta, rtol=..., start=...)`` returns a :class:`Hypergradient`;
+        :func:`tikhonov` with its data fixed, for instance.
+    theta0 : array
+    step : float
+        First step.
+    rtol, rtol_min : float
+        First and smallest tolerance of the inner problems.
+
+    Yields
+    ------
+    OuterState
+        Its ``x`` is θ.
+
+    References
+    ----------
+    Pedregosa (2016), ICML; Barzilai and Borwein (1988), IMA J. Numer. Anal. 8, 141-148.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from functools import partial
+    >>> from course_lib.functionals import least_squares
+    >>> one = np.eye(1)
+    >>> J = partial(tikhonov, one, np.array([2.0]), outer=least_squares(one, np.array([0.5])))
+    >>> result = run(descend(J, np.array(0.0)), max_iter=30)
+    >>> float(np.exp(result.x).round(4))  # x = 2/(1 + lam) is 1/2
+    3.0
+    """
+    theta = as_real(theta0, "theta0")
+    step = as_scalar(step, "step", positive=True)
+    rtol_min = as_scalar(rtol_min, "rtol_min", positive=True)
+    rtol = as_scalar(rtol, "rtol", minimum=rtol_min)
+
+    def iterate(theta: Array, t: float, rtol: float) -> Iterator[OuterState]:
+        found = hypergradient(theta, rtol=rtol, start=None)
+        first = to_float(norm(found.gradient))
+        while True:
+            g = found.gradient
+            yield OuterState(theta, found.value, g, found, rtol)
+            size = to_float(norm(g))
+            if size == 0:
+                return "the gradient is exactly zero"
+            rtol, t = max(rtol_min, min(rtol, 1e-3 * size / first)), min(t, 3 / size)
+            for _ in range(40):
+                trial = array_namespace(g).asarray(theta - t * g)
+                after = hypergradient(trial, rtol=rtol, start=found)
+                if after.value <= found.value - 1e-4 * t * size**2:
+                    break
+                t /= 2
+            else:
+                if rtol <= rtol_min:
+                    return "no step lowers the loss: a stationary point, to rounding"
+                rtol = rtol_min
+                found = after = hypergradient(theta, rtol=rtol, start=found)
+                trial, t = theta, step
+            s, change = trial - theta, after.gradient - g
+            curvature = to_float(inner(s, change)) if to_float(norm(s)) else 0.0
+            t = to_float(inner(s, s)) / curvature if curvature > 0 else 2 * t
+            theta, found = trial, after
+
+    return iterate(theta, step, rtol)
