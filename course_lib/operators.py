@@ -591,7 +591,7 @@ def radon(size: int, angles: Array, *, like: Array | None = None) -> LinearOpera
 
     References
     ----------
-    Kak and Slaney (1988), Principles of Computerized Tomographic Imaging, chapters 3 and 7.
+    Kak and Slaney (1988), Principles of Computerized Tomographic Imaging.
 
     Examples
     --------

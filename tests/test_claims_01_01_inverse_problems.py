@@ -8,16 +8,18 @@ from course_lib.checks import slope
 
 
 def waves(rng):
-    """A random sum of sines, its derivative, and a bound on its third derivative."""
+    """A random sum of sines with a kink in y'', its derivative, and a Lipschitz constant of y''."""
     a, omega, phase = rng.standard_normal(3), rng.uniform(0.5, 3, 3), rng.uniform(0, 6, 3)
+    c, kink = rng.standard_normal(), rng.uniform(-1, 1)
 
     def y(s):
-        return float(np.sum(a * np.sin(omega * s + phase)))
+        return float(np.sum(a * np.sin(omega * s + phase)) + c * abs(s - kink) ** 3 / 6)
 
     def derivative(s):
-        return float(np.sum(a * omega * np.cos(omega * s + phase)))
+        bend = c * (s - kink) * abs(s - kink) / 2
+        return float(np.sum(a * omega * np.cos(omega * s + phase)) + bend)
 
-    return y, derivative, float(np.sum(np.abs(a) * omega**3))
+    return y, derivative, float(np.sum(np.abs(a) * omega**3) + abs(c))
 
 
 @pytest.mark.claim("thm-difference-step")

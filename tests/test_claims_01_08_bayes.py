@@ -1,5 +1,7 @@
 """The claims of section 01/08 (the words of probability), on random instances, broken once each."""
 
+import math
+
 import numpy as np
 import pytest
 from claims import rejects
@@ -80,3 +82,23 @@ def test_gaussian_posterior(rng, broken):
                 log_product -= 0.5 * precision * np.sum((D @ x) ** 2)
                 values.append(log_product + 0.5 * (x - mean) @ precision_matrix @ (x - mean))
             assert np.ptp(values) <= 1e-8 * (1 + np.abs(values).max())
+
+
+@pytest.mark.claim("thm-map-dictionary")
+@pytest.mark.parametrize("broken", [None, "penalty without its factor", "another fidelity"])
+def test_the_dictionary_for_laplace_and_poisson(rng, broken):
+    """One unknown: the posterior, normalized on a grid, is e^-(ℓ + λR), normalized."""
+    x = np.linspace(0.01, 12, 4000)
+    for counts in (0, 1, 5):
+        beta, gain = rng.uniform(0.3, 2), rng.uniform(0.5, 2)
+        z = gain * x
+        likelihood = z**counts * np.exp(-z) / math.factorial(counts)
+        posterior = likelihood * 0.5 * beta * np.exp(-beta * np.abs(x))
+        # Kullback-Leibler and ℓ1, up to a constant.
+        fidelity = z - counts * np.log(z)
+        if broken == "another fidelity":
+            fidelity = 0.5 * (z - counts) ** 2
+        functional = fidelity + (1.0 if broken == "penalty without its factor" else beta) * x
+        with rejects(broken):
+            assert np.ptp(np.log(posterior) + functional) <= 1e-9
+            assert np.argmax(posterior) == np.argmin(functional)
