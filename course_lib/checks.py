@@ -7,7 +7,7 @@ They are for our own tests and for students: each takes plain functions too, and
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -18,6 +18,7 @@ from .arrays import (
     as_real,
     as_scalar,
     asarray_like,
+    check_alike,
     detach,
     inner,
     namespace,
@@ -26,7 +27,7 @@ from .arrays import (
 )
 from .operators import LinearOperator, as_operator
 
-__all__ = ["Check", "adjoint", "prox", "slope", "taylor"]
+__all__ = ["Check", "GradientTable", "adjoint", "gradients", "prox", "slope", "taylor"]
 
 
 @dataclass(frozen=True)
@@ -268,10 +269,10 @@ def taylor(
     return Check(False, worst, 1.9, "not the gradient: " + _gradient_hint(ratios, worst))
 
 
-def _number(f: Callable, x: Array) -> float:
+def _number(f: Callable, x: Array, name: str = "f") -> float:
     value = f(x)
     if isinstance(value, (list, tuple, str)) or getattr(value, "ndim", 0) != 0:
-        raise _Broken(f"f must return one number: it returned {type(value).__name__}")
+        raise _Broken(f"{name} must return one number: it returned {type(value).__name__}")
     return to_float(value)
 
 
@@ -441,3 +442,381 @@ def _value(R: Callable, x: Array) -> float:
     if math.isnan(value) or value == -math.inf:
         raise _Broken(f"R must be a number or plus infinity: it returned {value}")
     return value
+
+
+# ---------------------------------------------------------------- gradients that must agree
+
+
+@dataclass(frozen=True, repr=False)
+class GradientTable(Check):
+    """The outcome of :func:`gradients`; printed, it is the table and what the table says.
+
+    Attributes
+    ----------
+    passed, value, bound, message :
+        As of :class:`Check`.
+    table : str
+        Derivatives, errors and verdicts as text; the error of the differences is their floor.
+    errors : dict
+        For each way, its largest error over the directions, relative to the largest derivative.
+    verdicts : dict
+        For each way, in a word or two, what it is.
+    steps : NumPy array, shape (k,)
+        The steps h of the finite differences.
+    differences : NumPy array, shape (k, directions)
+        What they gave: their errors, drawn against h, make the letter V.
+    best : int
+        Which step was used.
+    """
+
+    table: str
+    errors: dict[str, float]
+    verdicts: dict[str, str]
+    steps: np.ndarray
+    differences: np.ndarray
+    best: int
+
+    def __str__(self) -> str:
+        return f"{self.table}\n{self.message}"
+
+    __repr__ = __str__
+
+
+def gradients(
+    J: Callable[[Array], Any],
+    theta: Array,
+    ways: dict[str, Array | Callable[[Array], Array]],
+    *,
+    first_order: Array | Callable[[Array], Array] | None = None,
+    linear: tuple[Any, Any, Array] | None = None,
+    truncated: Callable[[Array], Any] | None = None,
+    residual: float | Callable[[Array], Any] = 0.0,
+    rtol: float = 1e-6,
+    steps: Array | None = None,
+    directions: int = 8,
+    seed: int = 0,
+) -> GradientTable:
+    r"""Compare the ways to a gradient with finite differences: one call, one table.
+
+    .. math::
+        \frac{J(\theta+hd)-J(\theta-hd)}{2h}=\langle\nabla J(\theta),d\rangle+O(h^2)
+        +O\Bigl(\frac\epsilon h\Bigr),
+
+    ε the error of J: rounding, or what an inner solve left. Along the axes d; where there are more
+    than ``directions`` of them, along so many random unit vectors. The error is least between
+    the two terms: the step taken is the one where the differences change least from step to step,
+    and this change is their *floor*. A way agrees if no derivative is off by more than
+    (rtol + 2 floor) times the largest one.
+
+    A way that does not agree is compared with what well-known mistakes return:
+
+    - ``first order``: the gradient without its second-order term, as it comes without
+      ``create_graph=True``; it is equal to ``first_order``.
+    - ``lost``: 0, or torch finds no path back to θ at all.
+    - ``not transposed``, ``adjoint sign``: the adjoint formula with :math:`F_x` in the place of
+      :math:`F_x^\top`, or with the other sign; computed from ``linear``.
+    - ``truncated``: right for another objective, whose differences it is equal to.
+    - ``factor lambda``: the derivative by λ, where θ = log λ.
+    - ``wrong sign``, ``2 times`` and the like: a multiple of the gradient. One parameter shows no
+      pattern, because all its derivatives are multiples of each other: then only -1, 2 and 1/2
+      and -2 and -1/2 are named.
+
+    Parameters
+    ----------
+    J : callable
+        θ to a number: the outer loss, in double precision, its inner problem solved as well as
+        it can be.
+    theta : array, float64
+        Where; a single parameter may be a 0-d array.
+    ways : dict
+        Name to gradient: an array of the shape of θ, or a function of θ that returns one.
+    first_order : array or callable, optional
+        For MAML, the query gradient at the adapted weights,
+        :math:`\nabla\mathcal L^{\mathrm{qry}}(\theta_K)`. In a bilevel problem,
+        :math:`J(\theta)=f(x^\star(\theta),\theta)`, the direct part :math:`\nabla_\theta f`.
+    linear : tuple (F_x, F_theta, v), optional
+        Operators or matrices of an inner problem :math:`F(x^\star,\theta)=0` with at most 2000
+        unknowns, and :math:`v=\nabla_xf`. The adjoint formula
+        :math:`\nabla_\theta f-F_\theta^\top F_x^{-\top}v` then joins the ways, computed with dense
+        matrices; :math:`\nabla_\theta f` is ``first_order``, or 0.
+    truncated : callable, optional
+        θ to a number: J with the few inner steps that an unrolled way takes.
+    residual : float or callable, optional
+        Norm of the inner residual at θ, relative to the data. The inner problem counts as solved
+        if it is at most rtol.
+    rtol : float
+    steps : array, optional
+        Steps h, at least three, falling. By default thirteen from 10⁻¹ to 10⁻⁷, times the root
+        mean square of θ (or 1, if it is 0). Each takes two values of J a direction.
+    directions : int
+    seed : int
+        Of the random directions.
+
+    Returns
+    -------
+    GradientTable
+        True if all ways agree, the floor is at most rtol, and so is the residual. ``value`` is
+        the largest error, ``bound`` what was allowed.
+
+    Raises
+    ------
+    ValueError
+        If θ or a value of J is in single precision, which leaves 3 digits for the differences.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> theta = np.array([0.0, 1.0])
+    >>> gradients(
+    ...     lambda theta: np.exp(2 * theta).sum(),
+    ...     theta,
+    ...     {"by theta": lambda theta: 2 * np.exp(2 * theta), "by lambda": 2 * np.exp(theta)},
+    ... )  # doctest: +ELLIPSIS
+    Derivatives of J along 2 of 2 axes
+    ─────────────────────────────────────────────────────────────────────────────
+                                axis 1          axis 2   error
+    finite differences     2.00000000...    14.77811...   ...   floor, h = ...
+    ─────────────────────────────────────────────────────────────────────────────
+    by theta               2.000000000    14.778112198   ...   agrees
+    by lambda              2.000000000     5.436563657   6e-01   factor lambda
+    ─────────────────────────────────────────────────────────────────────────────
+    'by lambda' is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing
+    """
+    theta, rtol = detach(as_real(theta, "theta")), as_scalar(rtol, "rtol", positive=True)
+    if not isinstance(ways, dict) or not ways:
+        raise ValueError(f"ways must be gradients by name: expected a dict, got {ways!r}")
+    for x, name in ((theta, "theta"), (J(theta), "J")):
+        if "float64" not in str(getattr(x, "dtype", "float64")):
+            raise ValueError(f"{name} must be in double precision: expected float64, got {x.dtype}")
+    lines, h = _lines(theta, directions, seed), _steps(steps, theta)
+    try:
+        found = _differences(J, "J", theta, lines, h)
+        direct = 0 * theta if first_order is None else _gradient(first_order, theta, "first_order")
+        suspects = {} if first_order is None else {"first order": _along(direct, lines)}
+        if linear is not None:
+            term, untransposed = _adjoint_terms(theta, *linear)
+            ways = {**ways, "adjoint formula": direct - term}
+            suspects["not transposed"] = _along(direct - untransposed, lines)
+            suspects["adjoint sign"] = _along(direct + term, lines)
+        if truncated is not None:
+            suspects["truncated"] = _differences(truncated, "truncated", theta, lines, h).values
+        suspects["lost"] = _along(0 * theta, lines)
+        left = _number(residual, theta, "residual") if callable(residual) else residual
+    except _Broken as problem:
+        return GradientTable(False, math.inf, rtol, str(problem), "", {}, {}, h, h[:, None], 0)
+    bound = rtol + 2 * found.floor
+    rows = [_row(name, way, theta, lines, found, suspects, bound) for name, way in ways.items()]
+    wrong = [
+        f"'{r.name}' {_MEANINGS.get(r.verdict, r.verdict)}" for r in rows if r.verdict != "agrees"
+    ]
+    wrong += _doubts(found, rows, as_scalar(left, "residual", minimum=0.0), rtol)
+    worst, names = max(row.error for row in rows), ", ".join(row.name for row in rows)
+    right = f"all agree to {worst:.0e}, where {bound:.0e} is allowed: finite differences, {names}"
+    return GradientTable(
+        not wrong,
+        worst,
+        bound,
+        "\n".join(wrong) or right,
+        _table(found, rows, "axis" if len(lines) == math.prod(theta.shape) else "direction"),
+        {row.name: row.error for row in rows},
+        {row.name: row.verdict for row in rows},
+        h,
+        found.every,
+        found.best,
+    )
+
+
+class _Differences(NamedTuple):
+    every: np.ndarray  # shape (steps, directions)
+    best: int  # the step used
+    step: float
+    values: np.ndarray
+    size: float  # of the largest value
+    floor: float  # relative to it
+    jump: float  # of J, 0 if it seems smooth
+
+
+class _Row(NamedTuple):
+    name: str
+    values: np.ndarray
+    error: float
+    verdict: str
+
+
+_MEANINGS = {
+    "first order": "lacks the second-order term: was the inner gradient taken without "
+    "create_graph=True?",
+    "lost": "is 0: theta is lost on the way (detach, no_grad, or create_graph=True is missing)",
+    "not transposed": "solves F_x psi = v: the adjoint equation needs the transpose, F_x' psi = v",
+    "adjoint sign": "has the adjoint term with the wrong sign: expected - F_theta' psi",
+    "truncated": "is exact for the truncated objective, not for J: take more inner steps, or the "
+    "implicit gradient",
+    "factor lambda": "is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing",
+    "wrong sign": "is minus the gradient",
+    "differs": "differs from the finite differences",
+}
+
+
+def _lines(theta: Array, directions: int, seed: int) -> list[Array]:
+    """Return the unit vectors of all axes, or random ones if there are more axes than that."""
+    size, count = math.prod(theta.shape), as_count(directions, "directions", minimum=1)
+    rng = np.random.default_rng(as_count(seed, "seed"))
+    rows = np.eye(size) if size <= count else rng.standard_normal((count, size))
+    return [asarray_like((d / np.linalg.norm(d)).reshape(theta.shape), theta) for d in rows]
+
+
+def _steps(steps: Array | None, theta: Array) -> np.ndarray:
+    if steps is None:
+        size = to_float(norm(theta)) / math.sqrt(math.prod(theta.shape)) or 1.0
+        return size * 10.0 ** -np.arange(1.0, 7.5, 0.5)
+    h = np.array([to_float(step) for step in as_real(steps, "steps", ndim=1)])
+    if h.size < 3 or not (h > 0).all() or not (np.diff(h) < 0).all():
+        raise ValueError(f"steps must be positive and fall: expected at least three, got {h}")
+    return h
+
+
+def _along(g: Array, lines: list[Array]) -> np.ndarray:
+    return np.array([to_float(inner(g, d)) for d in lines])
+
+
+def _gradient(way: Array | Callable, theta: Array, name: str) -> Array:
+    """Return a gradient at theta, given as an array or a function, checked."""
+    start = array_namespace(theta).asarray(theta, copy=True)
+    g = _call(way if callable(way) else lambda _: way, start, theta.shape, name)
+    if g.dtype != theta.dtype:
+        raise _Broken(f"{name} must be in double precision: expected float64, got {g.dtype}")
+    return detach(g)
+
+
+def _adjoint_terms(theta: Array, F_x: Any, F_theta: Any, v: Array) -> tuple[Array, Array]:
+    """Return F_theta' psi for the adjoint equation F_x' psi = v, and for F_x psi = v."""
+    xp, v = namespace(theta, v), as_real(v, "v")
+    check_alike(v, "v", theta, "theta")
+    n, p = math.prod(v.shape), math.prod(theta.shape)
+    M = as_real(as_operator(F_x).to_dense(theta), "F_x", shape=(n, n))
+    N = as_real(as_operator(F_theta).to_dense(theta), "F_theta", shape=(n, p))
+    terms = (N.T @ xp.linalg.solve(system, xp.reshape(v, (-1,))) for system in (M.T, M))
+    return tuple(xp.reshape(term, theta.shape) for term in terms)
+
+
+def _differences(
+    J: Callable, name: str, theta: Array, lines: list[Array], steps: np.ndarray
+) -> _Differences:
+    """Return central differences; the best step is where they change least, on both sides."""
+    every = np.array(
+        [
+            [
+                (_number(J, theta + h * d, name) - _number(J, theta - h * d, name)) / (2 * h)
+                for d in lines
+            ]
+            for h in steps.tolist()
+        ]
+    )
+    change = np.nan_to_num(np.abs(np.diff(every, axis=0)).max(axis=1), nan=math.inf)
+    around = np.maximum(change[:-1], change[1:])
+    best = int(np.argmin(around)) + 1
+    if not math.isfinite(around[best - 1]):
+        raise _Broken(f"{name} is NaN or infinite near theta, whatever the step")
+    size = float(np.abs(every[best]).max()) or 1.0
+    # Where J is smooth, the changes fall with h² until rounding stops them: jumps do not obey.
+    rough = float(np.max(change[1:] * steps[2:], where=change[1:] > change[:-1], initial=0.0))
+    rounding = 1e4 * np.finfo(float).eps * abs(_number(J, theta, name))
+    jump = rough if rough > rounding else 0.0
+    return _Differences(every, best, steps[best], every[best], size, around[best - 1] / size, jump)
+
+
+def _row(
+    name: str,
+    way: Array | Callable,
+    theta: Array,
+    lines: list[Array],
+    found: _Differences,
+    suspects: dict[str, np.ndarray],
+    bound: float,
+) -> _Row:
+    """Judge one way."""
+    try:
+        g = _gradient(way, theta, "it")
+    except _Broken as problem:
+        words = str(problem).removeprefix("it ")
+        return _Row(name, np.full(len(lines), math.nan), math.inf, words)
+    except RuntimeError as problem:
+        # What torch says where its graph does not lead to theta.
+        if "require grad" not in str(problem) and "used in the graph" not in str(problem):
+            raise
+        return _Row(name, np.full(len(lines), math.nan), math.inf, "lost")
+    values = _along(g, lines)
+    error = float(np.abs(values - found.values).max()) / found.size
+    if error <= bound:
+        return _Row(name, values, error, "agrees")
+    with np.errstate(over="ignore", invalid="ignore"):
+        chained = _along(g * array_namespace(theta).exp(theta), lines)
+    return _Row(name, values, error, _mistake(values, chained, found, suspects, bound))
+
+
+def _mistake(
+    values: np.ndarray,
+    chained: np.ndarray,
+    found: _Differences,
+    suspects: dict[str, np.ndarray],
+    bound: float,
+) -> str:
+    """Name what turns the differences into these values; chained: the values times lambda."""
+
+    def close(a: np.ndarray, b: np.ndarray) -> bool:
+        return bool(np.abs(a - b).max() <= bound * max(found.size, np.abs(b).max()))
+
+    for name, suspect in suspects.items():
+        if close(values, suspect):
+            return name
+    if close(chained, found.values):
+        return "factor lambda"
+    seen = np.abs(found.values) > 1e-2 * found.size
+    factor = _common_factor(list(values[seen] / found.values[seen])) if seen.any() else None
+    if factor is None or not close(values / factor, found.values):
+        return "differs"
+    if values.size == 1 and not np.isclose(factor, [-1, 2, 0.5, -2, -0.5], rtol=1e-3).any():
+        return "differs"
+    return "wrong sign" if abs(factor + 1) < 1e-2 else f"is {factor:.4g} times the gradient"
+
+
+def _doubts(found: _Differences, rows: list[_Row], residual: float, rtol: float) -> list[str]:
+    """Return what speaks against J and its differences themselves, in words."""
+    doubts, strangers = [], [row for row in rows if row.verdict == "differs"]
+    if residual > rtol:
+        doubts.append(
+            f"the inner problem is not solved: its residual is {residual:.0e}, "
+            f"where {rtol:.0e} is allowed"
+        )
+    if found.floor > rtol:
+        doubts.append(
+            f"the differences are good to {found.floor:.0e} only, where {rtol:.0e} is asked for"
+        )
+    if found.jump and (strangers or found.floor > rtol):
+        doubts.append(
+            f"J jumps by {found.jump:.0e}, and the differences by that over h: does the inner "
+            "solve stop at a tolerance, or work in single precision? Make the tolerance smaller"
+        )
+    elif found.floor > rtol:
+        doubts.append("try other steps, and a point that is not stationary")
+    apart = max((np.abs(row.values - strangers[0].values).max() for row in strangers), default=0.0)
+    if len(strangers) > 1 and apart < 0.1 * found.size * min(row.error for row in strangers):
+        names = " and ".join(f"'{row.name}'" for row in strangers)
+        doubts.append(f"{names} agree with each other: is the inner problem of J solved?")
+    return doubts
+
+
+def _table(found: _Differences, rows: list[_Row], kind: str) -> str:
+    """Return the table; of many directions, three are shown."""
+    count, shown = found.values.size, min(found.values.size, 3)
+    style = "16.9f" if 1e-3 <= found.size < 1e5 else "16.8e"
+    measure = _Row("finite differences", found.values, found.floor, f"floor, h = {found.step:.0e}")
+    width = max(len(row.name) for row in (measure, *rows))
+    lines = [" " * width + "".join(f"{kind} {j + 1}".rjust(16) for j in range(shown)) + "   error"]
+    for row in (measure, *rows):
+        numbers = "".join(f"{value:{style}}" for value in row.values[:shown])
+        lines.append(f"{row.name:<{width}}{numbers}{row.error:8.0e}   {row.verdict}")
+    rule = "─" * max(len(line) for line in lines)
+    many = "axes" if kind == "axis" else "random directions"
+    title = f"Derivatives of J along {shown} of {count} {many}"
+    return "\n".join([title, rule, *lines[:2], rule, *lines[2:], rule])

@@ -28,21 +28,27 @@ from .arrays import (
 from .operators import LinearOperator, convolution, identity, matrix, radon
 
 __all__ = [
+    "FewShot",
+    "Pictures",
     "Problem",
     "add_noise",
     "blocks",
     "blur_1d",
+    "blur_family",
     "compressed_sensing",
     "deblurring",
     "deriv2",
+    "digits",
     "gravity",
     "heat",
     "phillips",
     "picture",
+    "pictures",
     "psf_disk",
     "psf_gaussian",
     "psf_motion",
     "shaw",
+    "sinusoids",
     "source_problem",
     "spikes",
     "tomography",
@@ -418,7 +424,7 @@ def gravity(
 
     References
     ----------
-    Hansen (2010), Discrete Inverse Problems, section 2.1.
+    Hansen (2010), Discrete Inverse Problems, chapter 2.
 
     Examples
     --------
@@ -763,7 +769,10 @@ def psf_disk(radius: float) -> np.ndarray:
     return psf / psf.sum()
 
 
-PICTURES = ("text", "page", "camera", "moon", "shepp_logan")
+PICTURES = (
+    *("text", "page", "camera", "moon", "shepp_logan"),
+    *("astronaut", "cat", "coffee", "coins", "rocket"),
+)
 
 
 def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int = 0) -> np.ndarray:
@@ -771,8 +780,10 @@ def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int
 
     Parameters
     ----------
-    name : {"text", "page", "camera", "moon", "shepp_logan"}
-        The last is no picture but a phantom for tomography, constant on ellipses.
+    name : {"text", "page", "camera", "moon", "shepp_logan", "astronaut", "cat", "coffee", "coins",
+            "rocket"}
+        The fifth is no picture but a phantom for tomography, constant on ellipses. Of a picture
+        in colour, the luminance.
     size : int or (rows, columns), optional
         The picture is reduced by the largest whole factor that leaves this size (means over
         blocks), and the middle is cut out. Without it, the whole picture.
@@ -785,10 +796,7 @@ def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int
     >>> picture("camera", 128).shape, picture("text").shape
     ((128, 128), (172, 448))
     """
-    from skimage import data
-
-    as_choice(name, "picture", PICTURES)
-    full = data.shepp_logan_phantom() if name == "shepp_logan" else getattr(data, name)() / 255.0
+    full = _whole(as_choice(name, "picture", PICTURES))
     margin = as_count(margin, "margin")
     rows, columns = (
         full.shape if size is None else size if isinstance(size, tuple) else (size, size)
@@ -796,11 +804,124 @@ def picture(name: str, size: int | tuple[int, int] | None = None, *, margin: int
     rows = as_count(rows, "size", minimum=1, maximum=full.shape[0])
     columns = as_count(columns, "size", minimum=1, maximum=full.shape[1])
     k = min(full.shape[0] // rows, full.shape[1] // columns)
-    height, length = full.shape[0] // k, full.shape[1] // k
-    reduced = full[: height * k, : length * k].reshape(height, k, length, k).mean(axis=(1, 3))
+    reduced = _block_means(full, k)
+    height, length = reduced.shape
     scene = np.pad(reduced, margin, mode="symmetric")
     top, left = (height - rows) // 2, (length - columns) // 2
     return scene[top : top + rows + 2 * margin, left : left + columns + 2 * margin]
+
+
+def _whole(name: str) -> np.ndarray:
+    """Return a whole picture in gray values from 0 to 1."""
+    from skimage import data
+
+    if name == "shepp_logan":
+        return data.shepp_logan_phantom()
+    full = getattr(data, name)() / 255.0
+    # ITU-R BT.709: what red, green and blue add to the luminance.
+    return full if full.ndim == 2 else full @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def _block_means(full: np.ndarray, k: int) -> np.ndarray:
+    """Return the means over blocks of k x k pixels; what is left over is cut off."""
+    height, length = full.shape[0] // k, full.shape[1] // k
+    return full[: height * k, : length * k].reshape(height, k, length, k).mean(axis=(1, 3))
+
+
+# Which picture belongs to which set: none to two.
+SETS = {
+    "train": ("camera", "coffee", "coins"),
+    "validation": ("cat", "rocket"),
+    "test": ("astronaut",),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Patches of pictures in three sets that have no picture in common.
+
+    Attributes
+    ----------
+    train, validation, test : array, shape (patches, size, size)
+        Gray values from 0 (black) to 1 (white).
+    places : dict
+        For each set, by its name, a tuple (picture, row, column) for each patch: where its
+        first pixel was, in the reduced picture.
+    """
+
+    train: Array
+    validation: Array
+    test: Array
+    places: dict[str, tuple[tuple[str, int, int], ...]]
+
+
+def pictures(
+    size: int = 32,
+    *,
+    train: int = 32,
+    validation: int = 16,
+    test: int = 16,
+    reduce: int = 2,
+    seed: int = 0,
+    like: Array | None = None,
+) -> Pictures:
+    """Return patches to learn from, patches to choose by, and patches to judge by.
+
+    Whole pictures belong to a set: "camera", "coffee" and "coins" to the training set, "cat" and
+    "rocket" to the validation set, "astronaut" to the test set. A picture is cut into squares that
+    do not overlap, and of the squares of a set some are chosen at random: no patch stands in two
+    sets, no two patches share a pixel, and no two sets a picture.
+
+    Parameters
+    ----------
+    size : int
+        Pixels on a side of a patch.
+    train, validation, test : int
+        Numbers of patches.
+    reduce : int
+        The pictures are reduced by this factor first (means over blocks).
+    seed : int
+        Another seed chooses other squares, from the same pictures.
+    like : array, optional
+        Sets namespace, dtype and device.
+
+    Raises
+    ------
+    ValueError
+        If a set has fewer squares than are asked for.
+
+    Examples
+    --------
+    >>> sets = pictures(16, train=100)
+    >>> sets.train.shape, sets.test.shape
+    ((100, 16, 16), (16, 16, 16))
+    >>> {name for name, _, _ in sets.places["validation"]} <= {"cat", "rocket"}
+    True
+    """
+    size, k = as_count(size, "size", minimum=1), as_count(reduce, "reduce", minimum=1)
+    seed = as_count(seed, "seed")
+    found, places = {}, {}
+    for i, (part, count) in enumerate(
+        {"train": train, "validation": validation, "test": test}.items()
+    ):
+        whole = {name: _block_means(_whole(name), k) for name in SETS[part]}
+        squares = [
+            (name, row, column)
+            for name, full in whole.items()
+            for row in range(0, full.shape[0] - size + 1, size)
+            for column in range(0, full.shape[1] - size + 1, size)
+        ]
+        count = as_count(count, part, minimum=1)
+        if count > len(squares):
+            raise ValueError(
+                f"{part} is too large: the pictures of this set have {len(squares)} squares of "
+                f"{size} x {size} pixels, expected at most so many, got {count}"
+            )
+        chosen = np.random.default_rng([seed, i]).choice(len(squares), count, replace=False)
+        places[part] = tuple(squares[j] for j in chosen)
+        patches = [whole[name][r : r + size, c : c + size] for name, r, c in places[part]]
+        found[part] = asarray_like(np.stack(patches), like)
+    return Pictures(**found, places=places)
 
 
 def deblurring(
@@ -819,8 +940,8 @@ def deblurring(
 
     Parameters
     ----------
-    name : {"text", "page", "camera", "moon", "shepp_logan"}
-        Picture (:func:`picture`).
+    name : str
+        Picture: one of those of :func:`picture`.
     psf : {"gaussian", "motion", "disk"} or array
         Point-spread function: ``psf_gaussian(width)``, ``psf_motion(width)``,
         ``psf_disk(width)``, or one of your own.
@@ -861,6 +982,107 @@ def deblurring(
             seen[margin : margin + x.shape[0], margin : margin + x.shape[1]], like
         )
     return _problem(f"deblurring {name}", A, asarray_like(x, like), noise, seed, y_exact)
+
+
+# Kernels that move light as far as a Gaussian of standard deviation w, where the mean square
+# distance is 2w²: it is r²/2 for a disk of radius r, l²/12 for a line of length l.
+_KERNELS = {
+    "gaussian": lambda width, angle: psf_gaussian(width),
+    "disk": lambda width, angle: psf_disk(2 * width),
+    "motion": lambda width, angle: psf_motion(math.sqrt(24) * width, angle=angle),
+}
+
+
+def blur_family(
+    count: int,
+    size: int = 64,
+    *,
+    scenes: tuple[str, ...] | Array = ("camera",),
+    kinds: tuple[str, ...] = ("gaussian", "disk", "motion"),
+    width: tuple[float, float] = (0.8, 2.0),
+    noise: tuple[float, float] = (0.005, 0.05),
+    boundary: str = "periodic",
+    seed: int = 0,
+    like: Array | None = None,
+) -> list[Problem]:
+    r"""Return many deblurring problems of one kind: tasks to learn from, and tasks to test on.
+
+    Each task, :math:`y=p*x+e`, has a picture, a kind of kernel p, its width w, a noise level and,
+    for motion, an angle of its own, all drawn at random; the level is uniform in its logarithm.
+    Kernels of one width move light equally far, :math:`\sum_jp_j|j|^2\approx2w^2`: the Gaussian
+    has standard deviation w, the disk radius 2w, the line length :math:`\sqrt{24}\,w`.
+
+    Parameters
+    ----------
+    count : int
+        Number of tasks. The first ones of a larger family are the same.
+    size : int
+        Pixels on a side; at least the width of the largest kernel, :math:`12w+1` or so.
+    scenes : tuple of names, or array of shape (pictures, size, size)
+        Names as of :func:`picture`, or patches: training tasks on ``pictures(size).train`` and
+        test tasks on ``pictures(size).test`` have no picture in common.
+    kinds : tuple of {"gaussian", "disk", "motion"}
+    width, noise : tuple (lowest, highest)
+        Range of w in pixels, and of the relative noise level.
+    boundary : {"periodic", "zero"}
+        As of :func:`deblurring`.
+    seed : int
+        Another seed gives other tasks.
+    like : array, optional
+        Sets namespace, dtype and device.
+
+    Returns
+    -------
+    list of Problem
+        The name of a problem says what was drawn.
+
+    Examples
+    --------
+    >>> for problem in blur_family(3, 32, width=(0.8, 1.2)):
+    ...     print(problem.name)
+    picture 0, motion, width 0.91, angle 7
+    picture 0, disk, width 1.02
+    picture 0, motion, width 0.96, angle 108
+    """
+    count, size = as_count(count, "count", minimum=1), as_count(size, "size", minimum=1)
+    seed = as_count(seed, "seed")
+    if isinstance(scenes, tuple):
+        scenes = [picture(name, size) for name in _words(scenes, "scenes", PICTURES)]
+    else:
+        scenes = as_real(scenes, "scenes", ndim=3)
+        as_real(scenes, "scenes", shape=(scenes.shape[0], size, size))
+        like = scenes if like is None else like
+    kinds = _words(kinds, "kinds", tuple(_KERNELS))
+    (low, high), levels = _range(width, "width"), _range(noise, "noise")
+    family = []
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        which, kind = int(rng.integers(len(scenes))), kinds[int(rng.integers(len(kinds)))]
+        w, angle = rng.uniform(low, high), rng.uniform(0.0, 180.0)
+        level = math.exp(rng.uniform(*np.log(levels)))
+        x = asarray_like(scenes[which], like)
+        A = convolution(asarray_like(_KERNELS[kind](w, angle), like), x.shape, boundary=boundary)
+        turned = f", angle {angle:.0f}" if kind == "motion" else ""
+        name = f"picture {which}, {kind}, width {w:.2f}{turned}"
+        family.append(_problem(name, A, x, level, int(rng.integers(2**31))))
+    return family
+
+
+def _words(values: tuple[str, ...], name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a tuple of at least one of the words allowed."""
+    if not isinstance(values, tuple) or not values:
+        raise ValueError(f"{name} must be names: expected a tuple of at least one, got {values!r}")
+    return tuple(as_choice(value, name, allowed) for value in values)
+
+
+def _range(pair: tuple[float, float], name: str) -> tuple[float, float]:
+    """Return the lowest and the highest of a range of positive numbers."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise ValueError(f"{name} must be a range: expected (lowest, highest), got {pair!r}")
+    low, high = (as_scalar(end, name, positive=True) for end in pair)
+    if high < low:
+        raise ValueError(f"{name} must be a range: expected lowest <= highest, got {pair}")
+    return low, high
 
 
 def tomography(
@@ -1010,3 +1232,181 @@ def source_problem(
         data_grid=t,
         source=w,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class FewShot:
+    r"""Many small learning tasks of one kind, each with a support set and a query set.
+
+    A learner adapts to the support set of a task and is judged on its query set. All arrays have
+    the task as their first axis, so that the tasks can be worked on at once.
+
+    Attributes
+    ----------
+    name : str
+    x_support : array, shape (tasks, support, inputs)
+    y_support : array, shape (tasks, support, outputs)
+    x_query : array, shape (tasks, queries, inputs)
+    y_query : array, shape (tasks, queries, outputs)
+    amplitude : array, shape (tasks, 1, 1), or None
+        Of :func:`sinusoids`.
+    phase : array, shape (tasks, 1, 1), or None
+    classes : NumPy array of whole numbers, shape (tasks, ways), or None
+        Of :func:`digits`: the digit that each output stands for.
+    """
+
+    name: str
+    x_support: Array
+    y_support: Array
+    x_query: Array
+    y_query: Array
+    amplitude: Array | None = None
+    phase: Array | None = None
+    classes: np.ndarray | None = None
+
+
+def sinusoids(
+    tasks: int, shots: int, *, queries: int = 10, seed: int = 0, like: Array | None = None
+) -> FewShot:
+    r"""Few-shot regression: learn a sine from a few of its points.
+
+    .. math:: y=a\sin(x-\varphi),\qquad a\sim U[0.1,5],\quad\varphi\sim U[0,\pi],
+        \quad x\sim U[-5,5],
+
+    without noise. Finn et al. print the ranges of amplitude and phase; that the phase is
+    subtracted is what their program does (``generate_sinusoid_batch``). Others add it, which
+    makes another family: the mean of all its sines is :math:`+5.1\cos(x)/\pi`, of ours
+    :math:`-5.1\cos(x)/\pi`.
+
+    Parameters
+    ----------
+    tasks : int
+    shots : int
+        Points in the support set of a task.
+    queries : int
+        Points in its query set.
+    seed : int
+        Another seed gives other tasks: one for training, one for testing.
+    like : array, optional
+        Sets namespace, dtype and device.
+
+    Returns
+    -------
+    FewShot
+        x_support and y_support have shape (tasks, shots, 1), x_query and y_query
+        (tasks, queries, 1), amplitude and phase (tasks, 1, 1).
+
+    References
+    ----------
+    Finn, Abbeel and Levine (2017), ICML, section 5.1, and github.com/cbfinn/maml.
+
+    Examples
+    --------
+    >>> data = sinusoids(25, 10)
+    >>> data.x_support.shape, data.y_query.shape, data.phase.shape
+    ((25, 10, 1), (25, 10, 1), (25, 1, 1))
+    >>> y = data.amplitude * np.sin(data.x_query - data.phase)
+    >>> bool((y == data.y_query).all())
+    True
+    """
+    tasks, shots = as_count(tasks, "tasks", minimum=1), as_count(shots, "shots", minimum=1)
+    queries = as_count(queries, "queries", minimum=1)
+    rng = np.random.default_rng(as_count(seed, "seed"))
+    amplitude = rng.uniform(0.1, 5.0, (tasks, 1, 1))
+    phase = rng.uniform(0.0, math.pi, (tasks, 1, 1))
+    x = rng.uniform(-5.0, 5.0, (tasks, shots + queries, 1))
+    y = amplitude * np.sin(x - phase)
+    arrays = (x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], amplitude, phase)
+    return FewShot("sinusoids", *(asarray_like(values, like) for values in arrays))
+
+
+def digits(
+    tasks: int,
+    shots: int,
+    *,
+    ways: int = 5,
+    queries: int = 10,
+    classes: tuple[int, ...] = (0, 1, 2, 3, 4),
+    seed: int = 0,
+    like: Array | None = None,
+) -> FewShot:
+    r"""Few-shot classification: tell handwritten digits apart after seeing a few of each.
+
+    A task has as many classes as ``ways``, in an order of its own: which output stands for which
+    digit must be learned from the support set. Pictures of 8 x 8 pixels with gray values in
+    [0, 1] are the rows of x, labels those of y: 1 for its class and 0 elsewhere. The rows come
+    class by class. No picture is in the support and in the query set of one task.
+
+    Parameters
+    ----------
+    tasks : int
+    shots, queries : int
+        Pictures of each class in the support set and in the query set; there are 174 to 183.
+    ways : int
+        Classes of a task.
+    classes : tuple of digits
+        What the classes are drawn from. Train with some, test with others:
+        ``digits(..., classes=(5, 6, 7, 8, 9))`` shares no digit with the default.
+    seed : int
+    like : array, optional
+        Sets namespace, dtype and device.
+
+    Returns
+    -------
+    FewShot
+        x_support has shape (tasks, ways * shots, 64), y_support (tasks, ways * shots, ways), and
+        so have x_query and y_query with ``queries``.
+
+    Raises
+    ------
+    ImportError
+        If scikit-learn, which holds the pictures, is missing.
+    ValueError
+        If there are fewer classes than ways, or too few pictures of a class.
+
+    References
+    ----------
+    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (1998), UCI Machine
+    Learning Repository; the part that scikit-learn ships.
+
+    Examples
+    --------
+    >>> data = digits(3, 1, ways=2)
+    >>> data.x_support.shape, data.y_query.shape, data.classes.shape
+    ((3, 2, 64), (3, 20, 2), (3, 2))
+    >>> data.y_support[0]
+    array([[1., 0.],
+           [0., 1.]])
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError(
+            "digits needs scikit-learn, which holds the pictures: expected the package "
+            "scikit-learn, got none; install it with: pip install scikit-learn"
+        ) from None
+    if not isinstance(classes, tuple) or len(set(classes)) != len(classes):
+        raise ValueError(f"classes must differ: expected a tuple of digits, got {classes!r}")
+    classes = [as_count(c, "classes", maximum=9) for c in classes]
+    tasks, shots = as_count(tasks, "tasks", minimum=1), as_count(shots, "shots", minimum=1)
+    queries = as_count(queries, "queries", minimum=1)
+    ways = as_count(ways, "ways", minimum=1, maximum=len(classes))
+    rng = np.random.default_rng(as_count(seed, "seed"))
+    pixels, labels = load_digits(return_X_y=True)
+    stock = {c: np.flatnonzero(labels == c) for c in classes}
+    fewest = min(rows.size for rows in stock.values())
+    if shots + queries > fewest:
+        raise ValueError(
+            f"shots + queries is too large: expected at most {fewest} pictures of a class, "
+            f"got {shots + queries}"
+        )
+    drawn = np.stack([rng.permutation(classes)[:ways] for _ in range(tasks)])
+    rows = [[rng.choice(stock[c], shots + queries, replace=False) for c in task] for task in drawn]
+    x = pixels[np.array(rows)] / 16.0  # shape (tasks, ways, shots + queries, 64)
+    y = np.tile(np.eye(ways)[:, None], (tasks, 1, shots + queries, 1))
+    flat = [
+        part.reshape(tasks, -1, part.shape[-1])
+        for cut in (slice(0, shots), slice(shots, None))
+        for part in (x[:, :, cut], y[:, :, cut])
+    ]
+    return FewShot("digits", *(asarray_like(values, like) for values in flat), classes=drawn)

@@ -26,6 +26,7 @@ from course_lib import (
     functionals,
     iterate,
     linear,
+    meta,
     operators,
     problems,
     proximal,
@@ -37,6 +38,7 @@ TALL = np.array([[2.0, 1.0], [1.0, 3.0], [0.0, 1.0]])
 Y = np.array([1.0, 2.0, 4.0])
 D = np.array([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 S = np.array([3.0, 2.0, 1.0])
+BOWL = meta.Task(lambda w: 2 * w, lambda w, v: 2 * v, functionals.squared_l2())
 
 
 @dataclass(frozen=True)
@@ -633,7 +635,121 @@ TABLE: dict[str, Entry] = {
         {"name": "choice", "margin": "count"},
         {"name": "picture"},
     ),
+    "problems.pictures": Entry(
+        lambda size, **options: problems.pictures(size, **options).train,
+        {"size": 32, "train": 2, "validation": 2, "test": 2, "reduce": 2, "seed": 0},
+        {
+            **dict.fromkeys(("size", "train", "validation", "test", "reduce"), "size"),
+            "seed": "count",
+        },
+    ),
+    "problems.blur_family": Entry(
+        lambda count, size, boundary, seed: (
+            problems.blur_family(count, size, boundary=boundary, seed=seed)[-1].y
+        ),
+        {"count": 2, "size": 32, "boundary": "zero", "seed": 0},
+        {"count": "size", "size": "size", "boundary": "choice", "seed": "count"},
+    ),
+    "problems.sinusoids": Entry(
+        lambda tasks, shots, **options: problems.sinusoids(tasks, shots, **options).y_query,
+        {"tasks": 2, "shots": 3, "queries": 4, "seed": 0},
+        {"tasks": "size", "shots": "size", "queries": "size", "seed": "count"},
+    ),
+    "problems.digits": Entry(
+        lambda tasks, shots, **options: problems.digits(tasks, shots, **options).x_query,
+        {"tasks": 2, "shots": 3, "queries": 4, "ways": 3, "seed": 0},
+        {**dict.fromkeys(("tasks", "shots", "queries", "ways"), "size"), "seed": "count"},
+    ),
+    # meta
+    "meta.maml": Entry(
+        lambda theta, **options: meta.maml(BOWL, theta, **options).gradient,
+        {"theta": Y, "step": 0.1, "steps": 2, "adapt": np.array([1.0, 0.0, 1.0]), "order": "exact"},
+        {
+            "theta": "array",
+            "step": "positive",
+            "steps": "count",
+            "adapt": "array",
+            "order": "choice",
+        },
+    ),
+    "meta.reptile": Entry(
+        lambda theta, **options: meta.reptile(BOWL, theta, **options).gradient,
+        {"theta": Y, "step": 0.1, "steps": 2},
+        {"theta": "array", "step": "positive", "steps": "size"},
+    ),
+    "meta.imaml": Entry(
+        lambda theta, **options: meta.imaml(BOWL, theta, **options).gradient,
+        {"theta": Y, "rho": 0.5, "rtol": 1e-5, "max_iter": 9},
+        {"theta": "array", "rho": "positive", "rtol": "positive", "max_iter": "count"},
+    ),
+    "meta.hypergradient_descent": Entry(
+        lambda x0, **options: [
+            s.x for s in islice(meta.hypergradient_descent(lambda x, k: 2 * x, x0, **options), 3)
+        ][-1],
+        {"x0": Y, "step": 0.1, "rate": 0.001},
+        {"x0": "array", "step": "positive", "rate": "at least 0"},
+    ),
+    "meta.truncated_training": Entry(
+        lambda theta, **options: [
+            s.x
+            for s in islice(
+                meta.truncated_training(
+                    lambda run: (
+                        meta.gradient_step(lambda w, k: w, lambda w, v, k: v),
+                        asarray_like(np.ones(3), arrays.as_real(theta, "theta")),
+                        functionals.squared_l2(),
+                    ),
+                    theta,
+                    **options,
+                ),
+                3,
+            )
+        ][-1],
+        {"theta": np.array([1.0, 0.0]), "length": 2, "pieces": 2, "rate": 0.1, "bound": 1.0},
+        {
+            "theta": "array",
+            "length": "size",
+            "pieces": "size",
+            "rate": "positive",
+            "bound": "positive",
+        },
+    ),
+    "meta.learned_start": Entry(
+        meta.learned_start,
+        {"step": 0.1, "hidden": 3, "seed": 0},
+        {"step": "positive", "hidden": "size", "seed": "count"},
+    ),
+    "meta.checkpoint_cost": Entry(
+        lambda steps, slots: meta.checkpoint_cost(steps, slots).forwards,
+        {"steps": 9, "slots": 3},
+        {"steps": "size", "slots": "size"},
+    ),
+    "meta.clip": Entry(
+        meta.clip,
+        {"g": Y, "bound": 0.5, "kind": "norm"},
+        {"g": "array", "bound": "positive", "kind": "choice"},
+    ),
+    "meta.ewc": Entry(
+        lambda fisher, w_old, weight: meta.ewc(fisher, w_old, weight).prox(2 * w_old, 0.5),
+        {"fisher": S, "w_old": Y, "weight": 2.0},
+        {"fisher": "array", "w_old": "array", "weight": "positive"},
+    ),
     # checks
+    "checks.gradients": Entry(
+        lambda theta, **options: float(
+            checks.gradients(
+                lambda z: arrays.inner(z, z), theta, {"right": lambda z: 2.0 * z}, **options
+            ).passed
+        ),
+        {"theta": Y, "residual": 0.0, "rtol": 1e-6, "directions": 2, "seed": 0},
+        {
+            "theta": "array",
+            "residual": "at least 0",
+            "rtol": "positive",
+            "directions": "size",
+            "seed": "count",
+        },
+    ),
     "checks.adjoint": Entry(
         lambda A, seed, pairs: checks.adjoint(A, seed=seed, pairs=pairs).value,
         {"A": A, "seed": 0, "pairs": 2},
@@ -662,6 +778,18 @@ TABLE: dict[str, Entry] = {
 }
 
 EXEMPT = {
+    "meta.CheckpointCost": "a record",
+    "meta.MetaGradient": "a record",
+    "meta.Network": "a record; test_meta.py breaks its fields and arrays",
+    "meta.Task": "a record",
+    "meta.Update": "a record",
+    "meta.task": "takes functions; test_meta.py breaks them",
+    "meta.batched_maml": "takes a loss and data; maml checks the rest",
+    "meta.of_weights": "takes a functional",
+    **dict.fromkeys(
+        ("meta.gradient_step", "meta.heavy_ball", "meta.adam", "meta.learned_step"),
+        "takes a function; test_meta.py breaks states and parameters",
+    ),
     "arrays.as_choice": "is itself the check; tested with every choice below",
     "arrays.asarray_like": "takes values of any kind; tested in test_arrays.py",
     "arrays.check_alike": "is itself the check; tested in test_arrays.py",
@@ -681,8 +809,11 @@ EXEMPT = {
     "choice.Smoother": "a record",
     "filters.Spectrum": "a record",
     "filters.StandardForm": "a record",
+    "problems.FewShot": "a record",
+    "problems.Pictures": "a record",
     "problems.Problem": "a record",
     "checks.Check": "a record",
+    "checks.GradientTable": "a record",
     "functionals.Functional": "a record; refusals of its call and factor in test_functionals.py",
 }
 
@@ -823,6 +954,8 @@ FINE = {
     # An operator made of this many entries is another operator, not a mistake.
     ("operators.convolution", "psf", "single"),
     ("checks.slope", "x", "single"),
+    # A function of theta is taken too.
+    ("checks.gradients", "residual", "function"),
     ("operators.radon", "angles", "one more"),
     ("operators.radon", "angles", "single"),
     ("operators.whitening", "cov", "one more"),
@@ -852,6 +985,9 @@ FINE = {
     ("functionals.squared_l2", "D", "None"),
     ("functionals.box", "lower", "None"),
     ("functionals.box", "upper", "None"),
+    # All weights adapt; checkpoints at every root.
+    ("meta.maml", "adapt", "None"),
+    ("meta.checkpoint_cost", "slots", "None"),
     # A start at zero, and the tolerance that fits the precision.
     ("proximal.lasso", "x0", "None"),
     ("proximal.lasso", "rtol", "None"),
@@ -920,7 +1056,7 @@ def converted(entry: Entry, convert: Callable) -> dict[str, Any]:
 # What answers in NumPy, whatever came: small results for people and plots.
 NUMPY_ANSWER = {"operators.golub_kahan", "filters.ritz_values"}
 # Refuses single precision, and says so.
-DOUBLE_ONLY = {"checks.taylor"}
+DOUBLE_ONLY = {"checks.taylor", "checks.gradients"}
 # A sparse matrix inside, which the strict library has not.
 NEEDS_SPARSE = {"operators.radon"}
 
@@ -992,6 +1128,7 @@ def test_tensors_that_require_grad(name, torch):
             "operators.radon",
             "proximal.lasso",
             "proximal.elastic_net",
+            "meta.imaml",
         )
         assert value.requires_grad != (name in constant)
 

@@ -67,8 +67,10 @@ def test_images_of_disjoint_supports_are_nearly_orthogonal(broken):
 
 
 @pytest.mark.claim("thm-restricted-isometry")
+@pytest.mark.claim("thm-sharp-isometry")
+@pytest.mark.parametrize("limit", [np.sqrt(2) - 1, np.sqrt(0.5)], ids=["first", "sharp"])
 @pytest.mark.parametrize("broken", [None, "order", "constant"])
-def test_small_constant_gives_the_null_space_property(broken):
+def test_small_constant_gives_the_null_space_property(broken, limit):
     """Null spaces of one vector, flat but for a few larger entries; all supports are tried."""
     rng, seen = np.random.default_rng(2), 0
     with rejects(broken):
@@ -78,7 +80,7 @@ def test_small_constant_gives_the_null_space_property(broken):
             if n % 3 == 0:
                 h[0], h[1], h[2:] = 5.4, 5.0, 0.02 * h[2:]
             order = s if broken == "order" else 2 * s
-            limit = 0.95 if broken == "constant" else np.sqrt(2) - 1
+            limit = 0.95 if broken == "constant" else limit
             if isometry(with_null_vector(h), order, best_scale=True) < limit:
                 seen += 1
                 assert np.sort(abs(h))[-s:].sum() < 0.5 * abs(h).sum()
@@ -88,7 +90,7 @@ def test_small_constant_gives_the_null_space_property(broken):
 @pytest.mark.claim("thm-sharp-isometry")
 @pytest.mark.parametrize("broken", [None, "shrink"])
 def test_recovery_fails_just_above_the_sharp_constant(broken):
-    """The second part; the first one, sufficiency, is cited."""
+    """The second part."""
     deltas = []
     with rejects(broken):
         for s, r in ((1, 2), (2, 5), (5, 12)):

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = "book lab slides pdf release test quick test-repeat bench gpu clean".split()
+TARGETS = "book lab slides pdf release test quick test-repeat bench maml gpu clean".split()
 FOLDERS = "course_lib notebooks book exercises tests tools .ci book/slides book/appendix".split()
 SKIPPED = {".git", ".venv", "_build", "__pycache__", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 
