@@ -22,6 +22,7 @@ help: ## list the targets
 
 book: ## build the book: _build/html/index.html
 	@$(SETUP) book --torch $(TORCH)
+	@$(TIMED) "notebooks" $(VENV)/python tools/execute.py
 	@$(TIMED) "book" $(VENV)/jupyter-book build --all -W -n --keep-going -q .
 	@test -f $(BUILD)/html/index.html
 	@echo "The book is in $(BUILD)/html/index.html"

@@ -39,6 +39,8 @@ def digest_of_sources() -> str:
 
 def build(what: str) -> Path:
     """Build the book or the decks, warnings as errors; return the folder."""
+    if what == "html":
+        subprocess.run([sys.executable, ROOT / "tools" / "execute.py"], check=True)
     program, *arguments = COMMANDS[what]
     command = [str(Path(sys.executable).with_name(program)), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
