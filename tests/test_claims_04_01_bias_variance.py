@@ -76,8 +76,11 @@ def test_the_variance_never_grows(rng, broken):
             matrices = [tikhonov_matrix(A, D, lam) for lam in lams]
             variances = [np.sum(M**2) for M in matrices]
             assert (np.diff(variances) <= 1e-12).all()
-            plain = [np.sum((tikhonov_matrix(A, None, lam) @ A @ x - x) ** 2) for lam in lams]
-            assert (np.diff(plain) >= -1e-9).all()
+            for B in (np.eye(5), A):
+                plain = [tikhonov_matrix(A, None, lam) for lam in lams]
+                bias = [np.sum((B @ (M @ A @ x - x)) ** 2) for M in plain]
+                assert (np.diff(bias) >= -1e-9).all()
+                assert (np.diff([np.sum((B @ M) ** 2) for M in plain]) < 0).all()
             if broken:
                 general = [np.sum((M @ A @ x - x) ** 2) for M in matrices]
                 assert (np.diff(general) >= -1e-9).all()
@@ -114,6 +117,11 @@ def test_the_derivative_and_the_interval(rng, broken):
                 assert slope(s, a, sigma, 1.001 * ends.max(), power) > 0
                 equal = np.full(6, a[0])
                 assert slope(s, equal, sigma, ends[0], power) == pytest.approx(0, abs=1e-9)
+                assert slope(s, equal, sigma, 0.9 * ends[0], power) < 0
+                assert slope(s, equal, sigma, 1.1 * ends[0], power) > 0
+                # A coefficient that is 0 wants λ = ∞; the sum still grows for all large λ.
+                some = a * (np.arange(6) != 2)
+                assert slope(s, some, sigma, 1e9, power) > 0
 
 
 @pytest.mark.claim("prop-two-best-lambdas")

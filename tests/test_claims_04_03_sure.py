@@ -233,6 +233,11 @@ def test_limit_for_a_fixed_number_of_unknowns(rng, broken):
             lam = choice.sure(A, A @ x + rng.standard_normal(m), claimed, grid=grid).lam
             logs.append(np.log(lam / limit))
         spread.append(np.sqrt(np.mean(np.square(logs))))
+    # The minimizer of the risk, for the last matrix.
+    a, V = np.linalg.eigh(A.T @ A)
+    fine = np.geomspace(0.1, 300, 4001)[:, None]
+    risk = np.sum((fine**2 * (V.T @ x) ** 2 + a) * a / (a + fine) ** 2, axis=1)
     with rejects(broken):
+        assert abs(np.log(fine[risk.argmin(), 0] / limit)) < 0.05
         assert spread[1] < 0.5 * spread[0]
         assert spread[1] < 0.1
