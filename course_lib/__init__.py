@@ -25,6 +25,7 @@ __all__ = [
     "implicit",
     "iterate",
     "linear",
+    "meta",
     "operators",
     "plotting",
     "problems",

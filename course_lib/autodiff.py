@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from .arrays import Array
 
-__all__ = ["attach", "batched", "gradient", "hvp", "partials"]
+__all__ = ["attach", "batched", "gradient", "gradient_and_hvp", "hvp", "partials"]
 
 
 def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
@@ -33,11 +32,38 @@ def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
 
     def scalar(x: Array, *rest: Any) -> Array:
         value = f(x, *rest)
-        if value.shape != ():
-            raise ValueError(f"f must return one number: got shape {tuple(value.shape)}")
+        shape = getattr(value, "shape", None)
+        if shape != ():
+            raise ValueError(f"f must return one number, as a tensor of shape (): got {shape}")
         return value
 
     return torch.func.grad(scalar)
+
+
+def gradient_and_hvp(
+    f: Callable[[Array], Array], x: Array
+) -> tuple[Array, Callable[[Array], Array]]:
+    r"""Return :math:`\nabla f(x)` and :math:`v\mapsto\nabla^2f(x)\,v` on one graph that is kept.
+
+    Reverse mode twice: the Hessian is symmetric. It asks for no forward-mode rule, which not every
+    operation of torch has (``mse_loss`` has none), and takes less time than :func:`hvp` where the
+    gradient is needed as well. Neither result can be differentiated again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> g, product = gradient_and_hvp(lambda x: x[0] * x[1] ** 2, torch.tensor([1.0, 2.0]))
+    >>> g, product(torch.tensor([1.0, 0.0]))
+    (tensor([4., 4.]), tensor([0., 4.]))
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = f(x)
+        if value.shape != ():
+            raise ValueError(f"f must return one number: got shape {tuple(value.shape)}")
+        # The zero stands for a Hessian where f is linear or does not depend on x.
+        (g,) = torch.autograd.grad(value + (0 * x * x).sum(), x, create_graph=True)
+    return g.detach(), lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0]
 
 
 def hvp(f: Callable[..., Array]) -> Callable[..., Array]:
@@ -135,16 +161,33 @@ def all_reduce(x: Array) -> Array:
     return x
 
 
+class _Once(Function):
+    """A derivative that cannot be differentiated, by any of the tensors it depends on."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: Array, *dependencies: Array) -> Array:
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx: Any, v: Array) -> tuple:
+        raise RuntimeError("an attached function has one derivative only: got a second backward")
+
+
 class _Attached(Function):
     @staticmethod
     def forward(ctx: Any, pullback: Callable, x: Array, *inputs: Array) -> Array:
         ctx.pullback = pullback
+        ctx.save_for_backward(*inputs)
         return x.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, v: Array) -> tuple:
-        return (None, None, *ctx.pullback(v))
+        inputs = ctx.saved_tensors  # refused if they were changed in place
+        with torch.no_grad():
+            slopes = ctx.pullback(v)
+        if torch.is_grad_enabled():
+            slopes = [_Once.apply(slope, v, *inputs) for slope in slopes]
+        return (None, None, *slopes)
 
 
 def attach(x: Array, inputs: tuple[Array, ...], pullback: Callable[[Array], tuple]) -> Array:
@@ -159,7 +202,7 @@ def attach(x: Array, inputs: tuple[Array, ...], pullback: Callable[[Array], tupl
     pullback : callable
         :math:`v\mapsto\bigl((dx/d\theta_1)^\top v,(dx/d\theta_2)^\top v,\dots\bigr)`, one for each
         input. It is called when torch goes backwards, and not differentiated itself: a second
-        derivative raises an error.
+        derivative raises ``RuntimeError``.
 
     Examples
     --------
