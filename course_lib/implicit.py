@@ -90,10 +90,17 @@ def linearize(F: Callable[..., Array], *points: Array) -> tuple[LinearOperator, 
     points = tuple(as_real(point, f"argument {i}") for i, point in enumerate(points))
     if not all(is_torch_array(point) for point in points):
         raise ValueError("linearize needs torch tensors: write the derivatives of others by hand")
-    shape = tuple(F(*map(detach, points)).shape)
+    shapes = []
+
+    def seen(*arguments: Array) -> Array:
+        value = as_real(F(*arguments), "the value of F")
+        shapes.append(tuple(value.shape))
+        return value
+
+    pairs = autodiff.partials(seen, *points)
     return tuple(
-        LinearOperator(forward, reverse, tuple(point.shape), shape, "a derivative", like=point)
-        for point, (forward, reverse) in zip(points, autodiff.partials(F, *points), strict=True)
+        LinearOperator(forward, reverse, tuple(point.shape), shapes[0], "a derivative", like=point)
+        for point, (forward, reverse) in zip(points, pairs, strict=True)
     )
 
 
@@ -194,8 +201,13 @@ def fixed_point_jvp(T_x: Any, T_theta: Any, t: Array, *, solver: Callable | None
 
 def _minus(T_x: LinearOperator) -> LinearOperator:
     """Return I - T_x; a matrix stays one."""
+    if T_x.in_shape != T_x.out_shape:
+        raise ValueError(f"T_x must be square: got {T_x.in_shape} -> {T_x.out_shape}")
+    shape = T_x.in_shape
     if T_x.matrix is None:
-        return identity(T_x.in_shape) - T_x
+        return LinearOperator(
+            lambda v: v - T_x @ v, lambda v: v - T_x.H @ v, shape, shape, "I - T_x", T_x.like
+        )
     return matrix(asarray_like(np.eye(T_x.matrix.shape[0]), T_x.matrix) - T_x.matrix)
 
 
@@ -204,9 +216,11 @@ def _on_support(
 ) -> tuple[LinearOperator, LinearOperator, Array]:
     """Return the derivatives restricted to the support: the identity beside it."""
     g_xx, F_theta = _pair(g_xx, F_theta)
-    mask = asarray_like(detach(support), g_xx.like if g_xx.like is not None else support)
-    if tuple(mask.shape) != g_xx.in_shape:
-        raise ValueError(f"support must have the shape of x: expected {g_xx.in_shape}")
+    mask = detach(as_real(support, "support", shape=g_xx.in_shape))
+    if to_float(norm(mask * (1 - mask))) > 0:
+        raise ValueError("support must be a mask: expected zeros and ones, got other numbers")
+    bound = [each.like for each in (g_xx, F_theta) if each.like is not None]
+    mask = asarray_like(mask, bound[0]) if bound else mask
 
     def restricted(v: Array, H: LinearOperator) -> Array:
         return mask * (H @ (mask * v)) + (1 - mask) * v
@@ -295,8 +309,7 @@ def _bartels_stewart(A: Array, B: Array, C: Array) -> Array:
         )
     a, b, c = (to_numpy(M) for M in (A, B, C))
     sums = np.add.outer(np.linalg.eigvals(a), np.linalg.eigvals(b))
-    eps = float(array_namespace(C).finfo(C.dtype).eps)
-    if np.abs(sums).min() <= 10 * eps * (np.linalg.norm(a, 2) + np.linalg.norm(b, 2)):
+    if np.abs(sums).min() <= 10 * _eps(C) * (np.linalg.norm(a, 2) + np.linalg.norm(b, 2)):
         raise ValueError(
             "AX + XB = C must have one solution: expected no sum of an eigenvalue of A and one of "
             f"B to be zero, got {np.abs(sums).min():.1e}"
@@ -335,6 +348,10 @@ def sylvester_jvp(A: Array, B: Array, X: Array, dA: Array, dB: Array, dC: Array)
     >>> sylvester_jvp(one, one, 2 * one, 0 * one, 0 * one, one)
     array([[0.5]])
     """
+    dC = as_real(dC, "dC", ndim=2)
+    X = as_real(X, "X", shape=tuple(dC.shape))
+    dA = as_real(dA, "dA", shape=(dC.shape[0],) * 2)
+    dB = as_real(dB, "dB", shape=(dC.shape[1],) * 2)
     return _bartels_stewart(A, B, dC - dA @ X - X @ dB)
 
 
@@ -352,6 +369,8 @@ def sylvester_vjp(A: Array, B: Array, X: Array, v: Array) -> tuple[Array, Array,
     >>> [float(g[0, 0]) for g in sylvester_vjp(one, one, 2 * one, one)]
     [-1.0, -1.0, 0.5]
     """
+    A, B, v = as_real(A, "A", ndim=2), as_real(B, "B", ndim=2), as_real(v, "v", ndim=2)
+    X = as_real(X, "X", shape=tuple(v.shape))
     Psi = _bartels_stewart(A.T, B.T, v)
     return -Psi @ X.T, -X.T @ Psi, Psi
 
@@ -364,7 +383,7 @@ def neumann(T_x: Any, v: Array, terms: int) -> Array:
     r"""Return :math:`\sum_{j=0}^{K-1}T_x^jv`, K ``terms`` of the Neumann series of (I - T_x)⁻¹v.
 
     It converges for every v if and only if the spectral radius of :math:`T_x` is below 1. Pass
-    ``T_x.H`` for an adjoint.
+    ``T_x.H`` for an adjoint. A sum that overflows raises ``ValueError``.
 
     Examples
     --------
@@ -372,11 +391,14 @@ def neumann(T_x: Any, v: Array, terms: int) -> Array:
     >>> neumann(np.array([[0.5]]), np.array([1.0]), 3)
     array([1.75])
     """
-    T_x, v = as_operator(T_x), as_real(v, "v")
-    total = term = v
-    for _ in range(as_count(terms, "terms", minimum=1) - 1):
-        term = T_x @ term
-        total = total + term
+    T_x = as_operator(T_x)
+    total = term = as_real(v, "v", shape=T_x.in_shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(as_count(terms, "terms", minimum=1) - 1):
+            term = T_x @ term
+            total = total + term
+    if not math.isfinite(to_float(norm(total))):
+        raise ValueError("the series must stay finite: expected a spectral radius below 1")
     return total
 
 
@@ -431,15 +453,27 @@ class Solution:
 
 def _symmetric(A: LinearOperator, like: Array, seed: int = 0) -> bool:
     """Test the symmetry on three random pairs, by the size of the products."""
-    rng, xp = np.random.default_rng(seed), array_namespace(like)
-    tolerance = 100 * float(xp.finfo(like.dtype).eps) * math.sqrt(math.prod(A.in_shape))
+    rng = np.random.default_rng(seed)
+    tolerance = 100 * _eps(like) * math.sqrt(math.prod(A.in_shape))
     for _ in range(3):
         u, v = (asarray_like(rng.standard_normal(A.in_shape), like) for _ in range(2))
         Au, Av = A @ u, A @ v
         size = to_float(norm(Au)) * to_float(norm(v)) + to_float(norm(Av)) * to_float(norm(u))
+        if not math.isfinite(size):
+            raise ValueError(f"{A.name} must be finite: expected finite products, got others")
         if abs(to_float(inner(Au, v) - inner(u, Av))) > tolerance * size:
             return False
     return True
+
+
+def _frobenius(A: LinearOperator, like: Array, seed: int = 1) -> float:
+    """Estimate the Frobenius norm from one product: E‖Ag‖² = ‖A‖² for standard normal g."""
+    g = asarray_like(np.random.default_rng(seed).standard_normal(A.in_shape), like)
+    return to_float(norm(A @ g))
+
+
+def _eps(like: Array) -> float:
+    return float(array_namespace(like).finfo(like.dtype).eps)
 
 
 def _ritz_values(A: LinearOperator, b: Array, steps: int = 15) -> np.ndarray:
@@ -460,7 +494,7 @@ def _direct(M: Array, b: Array) -> tuple[np.ndarray, str, float]:
     from scipy.linalg import lapack
 
     A, rhs = to_numpy(M), to_numpy(b)
-    size, eps = np.linalg.norm(A, 1), float(array_namespace(b).finfo(b.dtype).eps)
+    size, eps = np.linalg.norm(A, 1), _eps(b)
     method, info = "cholesky", 1
     if np.allclose(A, A.T, rtol=0, atol=10 * eps * size):
         factor, info = lapack.dpotrf(A, lower=1)
@@ -490,6 +524,8 @@ def _plan(A: LinearOperator, b: Array, rtol: float) -> tuple[list[str], float | 
     return ["cg", "minres"], condition, math.ceil(0.5 * math.sqrt(condition) * math.log(2 / rtol))
 
 
+# An overflow ends in the record, so NumPy need not warn of it as well.
+@np.errstate(over="ignore", invalid="ignore")
 def solve(
     A: Any,
     b: Array,
@@ -548,31 +584,28 @@ def solve(
             f"solve needs a square operator and b of its shape: got {A.in_shape} -> "
             f"{A.out_shape} and {tuple(b.shape)}"
         )
+    if x0 is not None:
+        check_alike(as_real(x0, "x0", shape=A.in_shape), "x0", b, "b")
     b, size = detach(b), math.prod(A.in_shape)
-    eps, scale = float(array_namespace(b).finfo(b.dtype).eps), to_float(norm(b))
-    rtol = max(as_scalar(rtol, "rtol", positive=True), 10 * eps)
-    if scale == 0:
+    rtol = max(as_scalar(rtol, "rtol", positive=True), 10 * _eps(b))
+    if to_float(norm(b)) == 0:
         return Solution(0 * b, True, "b is zero", "none", 0, 0.0, None, None, ())
     if A.matrix is not None and size <= direct:
         x, method, condition = _direct(A.matrix, b)
-        x = asarray_like(x, b)
-        # What rounding allows: a factorization promises no more than a small backward error.
-        rtol = max(rtol, 10 * eps * to_float(norm(A.matrix)) * to_float(norm(x)) / scale)
-        residual = to_float(norm(b - A @ x)) / scale
-        return _solution(x, method, 0, residual, rtol, condition, None, (method,))
+        return _solution(A, b, asarray_like(x, b), rtol, (method,), method, 0, condition, None)
     methods, condition, predicted = _plan(A, b, rtol)
-    budget = max_iter or min(max(10 * size, 100), 10_000)
-    x, steps, tried = (zeros(A.in_shape, b) if x0 is None else x0), 0, []
+    budget = min(max(10 * size, 100), 10_000) if max_iter is None else max_iter
+    x, best, steps, tried = (zeros(A.in_shape, b) if x0 is None else x0), methods[0], 0, []
+    left = to_float(norm(b) if x0 is None else norm(b - A @ x0))
     for method in methods:
         tried.append(method)
         found = _iterate(method, A, b, x, rtol, budget, preconditioner)
         steps += found.iterations
-        if to_float(norm(b - A @ found.x)) < to_float(norm(b - A @ x)):
-            x = detach(found.x)
+        if (after := to_float(norm(b - A @ found.x))) < left:
+            x, best, left = detach(found.x), method, after
         if found.converged:
             break
-    residual = to_float(norm(b - A @ x)) / scale
-    return _solution(x, method, steps, residual, rtol, condition, predicted, tuple(tried))
+    return _solution(A, b, x, rtol, tuple(tried), best, steps, condition, predicted)
 
 
 def _iterate(
@@ -586,16 +619,22 @@ def _iterate(
 
 
 def _solution(
+    A: LinearOperator,
+    b: Array,
     x: Array,
+    rtol: float,
+    tried: tuple[str, ...],
     method: str,
     steps: int,
-    residual: float,
-    rtol: float,
     condition: float | None,
     predicted: int | None,
-    tried: tuple[str, ...],
 ) -> Solution:
     """Return the record; the true residual decides."""
+    scale = to_float(norm(b))
+    residual = to_float(norm(b - A @ x)) / scale
+    if not residual <= rtol:
+        # What rounding allows: in floating point nobody promises more than a small backward error.
+        rtol = max(rtol, 10 * _eps(b) * _frobenius(A, b) * to_float(norm(x)) / scale)
     converged = residual <= rtol and method != "damped"
     reason = f"{' after '.join(reversed(tried))}: relative residual {residual:.1e}"
     reason += f", asked for {rtol:.1e}" if not converged else ""
@@ -683,6 +722,8 @@ def lbfgs(pairs: list[tuple[Array, Array]]) -> LinearOperator:
     """
     if not pairs:
         raise ValueError("lbfgs needs a pair (s, y): got none")
+    # A list of its own: the preconditioner must not change under an iteration.
+    pairs = [(as_real(s, "s"), as_real(y, "y", shape=tuple(s.shape))) for s, y in pairs]
     curvatures = [to_float(inner(s, y)) for s, y in pairs]
     if min(curvatures) <= 0:
         raise ValueError(f"every pair must have <s, y> > 0: got {min(curvatures):.1e}")
@@ -734,15 +775,20 @@ def low_rank(A: Any, rank: int, shift: float, *, like: Array, seed: int = 0) -> 
     True
     """
     A, omega = as_operator(A), as_scalar(shift, "shift", positive=True)
+    if A.in_shape != A.out_shape:
+        raise ValueError(f"A must be square: got {A.in_shape} -> {A.out_shape}")
     size = math.prod(A.in_shape)
     rank = as_count(rank, "rank", minimum=1, maximum=size)
     Omega = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, rank)))[0]
     columns = (A @ asarray_like(column.reshape(A.in_shape), like) for column in Omega.T)
     Y = np.stack([to_numpy(column).ravel() for column in columns], axis=1)
     # A small shift keeps the Cholesky factor real; it is taken off again.
-    nu = math.sqrt(size) * np.spacing(max(np.linalg.norm(Y, 2), np.finfo(float).tiny))
+    nu = math.sqrt(size) * _eps(like) * max(np.linalg.norm(Y, 2), np.finfo(float).tiny)
     Y = Y + nu * Omega
-    factor = np.linalg.cholesky((Omega.T @ Y + Y.T @ Omega) / 2)
+    try:
+        factor = np.linalg.cholesky((Omega.T @ Y + Y.T @ Omega) / 2)
+    except np.linalg.LinAlgError:
+        raise ValueError("A must be positive semidefinite: got negative curvature") from None
     V, s, _ = np.linalg.svd(np.linalg.solve(factor, Y.T).T, full_matrices=False)
     found = np.maximum(s**2 - nu, 0)
     basis, gain = (
@@ -821,21 +867,29 @@ def refine(M: np.ndarray, b: np.ndarray) -> Iterator[RefinementState]:
     >>> run(refine(M, b), stop=residual_rule(M, b, rtol=1e-15), max_iter=5).x
     array([ 0.375, -0.125])
     """
-    from scipy.linalg import lu_factor, lu_solve
+    from scipy.linalg import lapack
 
     M, b = as_real(M, "M", ndim=2), as_real(b, "b", shape=M.shape[:1])
     if not isinstance(M, np.ndarray) or M.dtype != np.float64 or b.dtype != np.float64:
         raise ValueError("refine needs NumPy arrays in double precision")
     if M.shape[0] != M.shape[1]:
         raise ValueError(f"M must be square: got shape {M.shape}")
-    factors = lu_factor(M.astype(np.float32))
+    # Scaled to one, because the exponents of single precision end at 38.
+    scale = np.abs(M).max() or 1.0
+    factors, pivots, info = lapack.sgetrf((M / scale).astype(np.float32))
+    if info > 0:
+        raise ValueError("M must not be singular: got a zero pivot in single precision")
 
     def iterate() -> Iterator[RefinementState]:
         x = np.zeros_like(b)
         while True:
             r = b - M @ x
             yield RefinementState(x, r)
-            x = x + lu_solve(factors, r.astype(np.float32)).astype(np.float64)
+            size = to_float(norm(r))
+            if size == 0:
+                return "the residual is exactly zero"
+            d = lapack.sgetrs(factors, pivots, (r / size).astype(np.float32))[0]
+            x = x + (size / scale) * d.astype(np.float64)
 
     return iterate()
 
@@ -948,10 +1002,12 @@ def layer(
     def of_theta(*thetas: Array) -> Array:
         from . import autodiff
 
+        if not thetas or not all(is_torch_array(theta) for theta in thetas):
+            raise ValueError("layer needs torch tensors: expected one for each parameter")
         found = solver_of_x(*map(detach, thetas))
         if not getattr(found, "converged", True):
             raise ValueError(f"the inner problem must be solved: {found.reason}")
-        x = detach(getattr(found, "x", found))
+        x = as_real(detach(getattr(found, "x", found)), "the root")
 
         def pullback(v: Array) -> tuple[Array, ...]:
             F_x, *others = linearize(residual, x, *thetas)
@@ -984,7 +1040,8 @@ def batch_norm(x: Array, *, eps: float = 0.0) -> tuple[Array, Array]:
     xp = array_namespace(x)
     centred = x - xp.mean(x, axis=0)
     divisor = xp.sqrt(xp.mean(centred**2, axis=0) + eps)
-    if to_float(xp.min(divisor)) == 0:
+    # The mean of equal numbers is that number to rounding only.
+    if eps == 0 and to_float(xp.min(divisor - 4 * _eps(x) * xp.max(xp.abs(x), axis=0))) <= 0:
         raise ValueError("the batch must not be constant: its standard deviation is 0, and eps too")
     return centred / divisor, divisor
 

@@ -98,8 +98,8 @@ def _system(A: Any, b: Any) -> tuple[Any, Any]:
     dense = (isinstance(A, np.ndarray) or is_array_api_obj(A)) and not is_sparse(A)
     if dense:
         A = as_real(A, "A", ndim=2)
-    shape = getattr(A, "out_shape", getattr(A, "shape", ())[:1])
-    if not hasattr(A, "__matmul__") or not shape:
+    shape = getattr(A, "out_shape", getattr(A, "shape", ())[:1] or None)
+    if not hasattr(A, "__matmul__") or shape is None:
         raise ValueError(f"A must be an operator or a matrix: got {type(A).__name__}")
     b = as_real(b, "the data", shape=shape)
     like = A if dense else getattr(A, "like", None)

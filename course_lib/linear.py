@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from .arrays import Array, as_real, as_scalar, check_alike, detach, inner, norm, to_float, zeros
-from .operators import LinearOperator, as_operator, identity
+from .operators import LinearOperator, as_operator
 
 __all__ = ["bicgstab", "cg", "cgls", "gmres", "landweber", "minres", "nu_method"]
 
@@ -97,6 +97,20 @@ def _square(A: LinearOperator, method: str) -> None:
         )
 
 
+def _preconditioner(Pi: Any, A: LinearOperator) -> LinearOperator:
+    """Return Π as an operator that fits A; the identity for None."""
+    shape = A.in_shape
+    if Pi is None:
+        return LinearOperator(lambda r: r, lambda r: r, shape, shape, "identity")
+    Pi = as_operator(Pi)
+    if not Pi.in_shape == Pi.out_shape == shape:
+        raise ValueError(
+            f"the preconditioner must fit A: expected {shape} -> {shape}, "
+            f"got {Pi.in_shape} -> {Pi.out_shape}"
+        )
+    return Pi
+
+
 def cg(
     A: Any, b: Array, x0: Array | None = None, *, preconditioner: Any = None
 ) -> Iterator[CGState]:
@@ -129,7 +143,7 @@ def cg(
     Raises
     ------
     ValueError
-        If A is not square, or b or x0 do not fit.
+        If A is not square, or b, x0 or the preconditioner do not fit.
 
     References
     ----------
@@ -146,7 +160,7 @@ def cg(
     """
     A, b, x0 = _system(A, b, x0)
     _square(A, "cg")
-    Pi = identity(A.in_shape) if preconditioner is None else as_operator(preconditioner)
+    Pi = _preconditioner(preconditioner, A)
 
     def iterate():
         x, r = x0, b - A @ x0
@@ -184,7 +198,8 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
 
     :math:`x_k` minimizes :math:`\|b-Ax\|` over
     :math:`x_0+\operatorname{span}\{r_0,Ar_0,\dots,A^{k-1}r_0\}`, as GMRES does, but a symmetric A
-    needs three vectors of the basis only (Lanczos), and one rotation a step.
+    needs three vectors of the basis only (Lanczos), and one rotation a step. Where A is singular
+    and b outside its range, it ends with a reason at a least-squares solution.
 
     Parameters
     ----------
@@ -219,7 +234,7 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
     eps = float(array_namespace(b).finfo(b.dtype).eps)
 
     def iterate():
-        x, r, v_old, d, d_old = x0, b - A @ x0, 0 * b, 0 * b, 0 * b
+        x, r, v_old, d, d_old, size = x0, b - A @ x0, 0 * b, 0 * b, 0 * b, 0.0
         beta = norm(r)
         v = r / beta if to_float(beta) else r
         # (c, s) and (c_old, s_old): the last two rotations; phi: the norm of the residual, signed.
@@ -228,14 +243,15 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
             yield MINRESState(x, r)
             if to_float(phi) == 0:
                 return "the residual is exactly zero"
-            beta_old = beta
-            alpha, beta, w = _lanczos(A, v, v_old, beta)
+            beta_old, (alpha, beta, w) = beta, _lanczos(A, v, v_old, beta)
             # Column k of the tridiagonal matrix, turned by the rotations so far.
             above, beside = s_old * beta_old, s * alpha + c * c_old * beta_old
-            turned = c * alpha - s * c_old * beta_old
+            turned, slope = c * alpha - s * c_old * beta_old, c * beta
+            size = max(size, to_float(abs(alpha) + beta_old))
+            # The left side is ‖Ar‖/‖r‖: zero where r has nothing left in the range of A.
+            if to_float(turned**2 + slope**2) ** 0.5 <= eps**0.5 * size:
+                return "breakdown: A is singular to rounding, x is a least-squares solution"
             c_old, s_old, pivot = c, s, (turned**2 + beta**2) ** 0.5
-            if to_float(pivot) <= 10 * eps * to_float(abs(alpha) + beta_old):
-                return "breakdown: A is singular on the Krylov space"
             c, s = turned / pivot, beta / pivot
             d, d_old = (v - beside * d - above * d_old) / pivot, d
             x, phi = x + c * phi * d, -s * phi

@@ -17,7 +17,7 @@ from kit import assert_alike, eps, relative, to_numpy
 from course_lib import linear
 from course_lib.arrays import asarray_like
 from course_lib.iterate import gradient_rule, residual_rule, run
-from course_lib.linear import cg, cgls, gmres, landweber, nu_method
+from course_lib.linear import bicgstab, cg, cgls, gmres, landweber, minres, nu_method
 from course_lib.operators import LinearOperator, convolution, difference, gradient, matrix
 
 
@@ -299,6 +299,265 @@ def test_landweber_converges_below_the_limit_and_not_above():
     assert np.isfinite(above.x).all()
 
 
+# ---------------------------------------------------------------- preconditioned gradients
+
+
+def definite(rng, n: int, condition: float) -> np.ndarray:
+    U = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    A = (U * np.geomspace(1, condition, n)) @ U.T
+    return (A + A.T) / 2
+
+
+def test_preconditioned_cg_is_cg_in_other_variables(rng):
+    """With Π = LLᵀ: the iterates L x̃ of plain CG for LᵀAL x̃ = Lᵀb."""
+    A, Pi, b = definite(rng, 9, 50.0), definite(rng, 9, 20.0), rng.standard_normal(9)
+    x0, L = rng.standard_normal(9), np.linalg.cholesky(Pi)
+    ours = iterates(cg(A, b, x0, preconditioner=Pi), 6)
+    plain = iterates(cg(L.T @ A @ L, L.T @ b, np.linalg.solve(L, x0)), 6)
+    for x, z in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(x, L @ z, rtol=0, atol=1e-9)
+    # Another factor of the same Π: the square root.
+    w, V = np.linalg.eigh(Pi)
+    root = (V * np.sqrt(w)) @ V.T
+    turned = iterates(cg(root @ A @ root, root @ b, np.linalg.solve(root, x0)), 6)
+    np.testing.assert_allclose(ours[6], root @ turned[6], rtol=0, atol=1e-8)
+
+
+def test_preconditioned_cg_keeps_its_bound(rng):
+    """With the condition number of ΠA, in the energy norm of A, at every step."""
+    for _ in range(20):
+        A, Pi = definite(rng, 9, 300.0), definite(rng, 9, 5.0)
+        x = rng.standard_normal(9)
+        values = np.sort(np.linalg.eigvals(Pi @ A).real)
+        root = np.sqrt(values[-1] / values[0])
+        errors = [
+            np.sqrt((z - x) @ A @ (z - x)) for z in iterates(cg(A, A @ x, preconditioner=Pi), 7)
+        ]
+        for k, error in enumerate(errors):
+            assert error <= 2 * ((root - 1) / (root + 1)) ** k * errors[0] * (1 + 1e-9)
+
+
+def test_preconditioned_states(rng, like):
+    A, Pi, b = definite(rng, 6, 9.0), definite(rng, 6, 4.0), rng.standard_normal(6)
+    A, Pi, b = (asarray_like(M, like) for M in (A, Pi, b))
+    for _, s in zip(range(5), cg(A, b, preconditioner=matrix(Pi)), strict=False):
+        assert float(s.rho) == pytest.approx(float(s.r @ (Pi @ s.r)), rel=100 * eps(like))
+        assert_alike(s.x, like)
+        np.testing.assert_allclose(to_numpy(s.r), to_numpy(b - A @ s.x), atol=100 * eps(like))
+
+
+def test_the_inverse_as_preconditioner_needs_one_step(rng):
+    A, b = definite(rng, 8, 1e4), rng.standard_normal(8)
+    stop = residual_rule(A, b, rtol=1e-9)
+    inverse = np.linalg.inv(A)
+    found = run(cg(A, b, preconditioner=(inverse + inverse.T) / 2), stop=stop, max_iter=9)
+    assert (found.iterations, found.converged) == (1, True)
+
+
+def test_scaling_pays_off(rng):
+    """Jacobi's preconditioner undoes a bad scaling of the unknowns."""
+    d = np.geomspace(1, 1e4, 60)
+    A = definite(rng, 60, 10.0) * np.sqrt(d[:, None] * d)
+    b, Pi = rng.standard_normal(60), np.diag(1 / np.diag(A))
+    plain, scaled = (
+        run(cg(A, b, preconditioner=P), stop=residual_rule(A, b, rtol=1e-8), max_iter=5000)
+        for P in (None, Pi)
+    )
+    assert scaled.converged
+    assert 3 * scaled.iterations < plain.iterations
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_indefinite_preconditioner_is_told(seed):
+    rng = np.random.default_rng(seed)
+    A, b = definite(rng, 8, 5.0), rng.standard_normal(8)
+    U = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    Pi = (U * np.array([1, 1, 1, -1, 1, 1, -1, -1.0])) @ U.T
+    found = run(cg(A, b, preconditioner=Pi), stop=residual_rule(A, b, rtol=1e-12), max_iter=100)
+    assert not found.converged
+    assert "<r, Pi r>" in found.reason
+    assert "is not positive" in found.reason
+    zero = run(cg(A, b, preconditioner=0 * Pi), max_iter=5)
+    assert "<r, Pi r> = 0.000e+00 is not positive" in zero.reason
+
+
+def test_negative_curvature_is_told_with_a_preconditioner(rng):
+    A = np.diag([1.0, 2.0, -3.0])
+    found = run(cg(A, np.ones(3), preconditioner=definite(rng, 3, 2.0)), max_iter=9)
+    assert "<p, Ap>" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("Pi", "words"),
+    [
+        (np.eye(4), "must fit A"),
+        (np.ones((3, 4)), "must fit A"),
+        ([[1.0]], "must be an array"),
+        (np.full((3, 3), np.nan), "must be finite"),
+        (np.ones(3), "dimensions"),
+    ],
+)
+def test_preconditioners_that_do_not_fit(Pi, words):
+    with pytest.raises(ValueError, match=words):
+        cg(np.eye(3), np.ones(3), preconditioner=Pi)
+
+
+# ---------------------------------------------------------------- MINRES
+
+
+def indefinite(rng, n: int, condition: float, null: int = 0) -> np.ndarray:
+    U = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    values = np.geomspace(1 / condition, 1, n) * rng.choice([-1.0, 1.0], n)
+    values[:null] = 0
+    A = (U * values) @ U.T
+    return (A + A.T) / 2
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_minres_is_gmres_on_symmetric_systems(rng, start):
+    """The same iterates and residuals: short recurrences lose nothing (but digits)."""
+    for n in (1, 2, 3, 8):
+        A, b = indefinite(rng, n, 8.0), rng.standard_normal(n)
+        x0 = rng.standard_normal(n) if start else None
+        for short, long in zip(minres(A, b, x0), gmres(A, b, x0), strict=False):
+            np.testing.assert_allclose(short.x, long.x, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(short.r, long.r, rtol=0, atol=1e-10)
+            if np.linalg.norm(long.r) < 1e-9:
+                break
+
+
+def test_minres_is_scipys(rng):
+    A, b = indefinite(rng, 30, 40.0), rng.standard_normal(30)
+    theirs = scipy.sparse.linalg.minres(A, b, rtol=1e-13, maxiter=300)[0]
+    found = run(minres(A, b), stop=residual_rule(A, b, rtol=1e-10), max_iter=300)
+    assert found.converged
+    assert relative(found.x, theirs) < 1e-8
+
+
+def test_minres_residuals_never_grow(rng, like):
+    M, data = indefinite(rng, 10, 20.0), rng.standard_normal(10)
+    A, b = asarray_like(M, like), asarray_like(data, like)
+    sizes = []
+    for _, state in zip(range(10), minres(A, b), strict=False):
+        assert_alike(state.x, like)
+        true = data - to_numpy(A) @ to_numpy(state.x)
+        np.testing.assert_allclose(to_numpy(state.r), true, atol=1e4 * eps(like))
+        sizes.append(np.linalg.norm(true))
+    assert len(sizes) == 10
+    assert all(b <= a * (1 + 1e3 * eps(like)) for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("condition", [3.0, 100.0])
+def test_minres_on_singular_systems(condition, dtype):
+    """Consistent: the solution of smallest norm. Not: a least-squares solution, and words."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        A = indefinite(rng, 20, condition**2.5, null=12).astype(dtype)
+        b = rng.standard_normal(20).astype(dtype)
+        rtol = 1e-9 if dtype == "float64" else 1e-4
+        good = A @ b
+        found = run(minres(A, good), stop=residual_rule(A, good, rtol=rtol), max_iter=100)
+        assert found.converged
+        expected = np.linalg.pinv(A.astype(float), rcond=1e-5) @ good
+        assert relative(found.x, expected) <= 3 * condition * rtol
+        bad = run(minres(A, b), stop=residual_rule(A, b, rtol=rtol), max_iter=100)
+        assert not bad.converged
+        assert "singular to rounding, x is a least-squares solution" in bad.reason
+        r = b - A @ bad.x
+        assert np.linalg.norm(A @ r) <= 10 * eps(A) ** 0.5 * np.linalg.norm(r)
+
+
+def test_minres_where_nothing_can_be_done():
+    for A, b in (
+        (np.zeros((3, 3)), np.ones(3)),
+        (np.diag([1.0, 0.0]), np.array([0.0, 2.0])),
+    ):
+        found = run(minres(A, b), max_iter=5)
+        np.testing.assert_array_equal(found.x, 0 * b)
+        assert "singular" in found.reason
+    # A small matrix is not a singular one, nor is the direction of a small eigenvalue.
+    for A in (1e-150 * np.diag([2.0, -1.0]), np.diag([1.0, 1e-12])):
+        b = A @ np.array([0.0, 1.0])
+        found = run(minres(A, b), stop=residual_rule(A, b, rtol=1e-12), max_iter=5)
+        assert found.converged, found.reason
+        np.testing.assert_allclose(found.x, [0, 1], rtol=1e-12)
+
+
+# ---------------------------------------------------------------- BiCGSTAB
+
+
+def skew_dominant(rng, n: int, share: float) -> np.ndarray:
+    """I + S with a skew S of the given norm: eigenvalues 1 ± it, |t| <= share."""
+    S = rng.standard_normal((n, n))
+    S = S - S.T
+    return np.eye(n) + share * S / np.linalg.norm(S, 2)
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0, 5.0])
+def test_bicgstab_on_skew_dominant_systems(share):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        A, b = skew_dominant(rng, 40, share), rng.standard_normal(40)
+        found = run(bicgstab(A, b), stop=residual_rule(A, b, rtol=1e-10), max_iter=400)
+        assert found.converged, found.reason
+        # The symmetric part is the identity, so that the error is no larger than the residual.
+        assert np.linalg.norm(found.x - np.linalg.solve(A, b)) <= 1.1e-10 * np.linalg.norm(b)
+        # CG for symmetric matrices has nothing to say here.
+        wrong = run(cg(A, b), stop=residual_rule(A, b, rtol=1e-10), max_iter=400)
+        assert share < 1 or not wrong.converged
+
+
+def test_bicgstab_says_no_more_than_it_did():
+    """Where it stalls (eigenvalues near the imaginary axis) it does not say that it converged."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        A, b = skew_dominant(rng, 40, 1e3), rng.standard_normal(40)
+        found = run(bicgstab(A, b), stop=residual_rule(A, b, rtol=1e-10), max_iter=200)
+        true = np.linalg.norm(b - A @ found.x)
+        assert found.converged == bool(true <= 1e-10 * np.linalg.norm(b))
+        assert run(gmres(A, b), stop=residual_rule(A, b, rtol=1e-10), max_iter=40).converged
+
+
+def test_bicgstab_states(rng, like):
+    M, data = skew_dominant(rng, 12, 1.0), rng.standard_normal(12)
+    A, b = asarray_like(M, like), asarray_like(data, like)
+    first = to_numpy(b)
+    for _, s in zip(range(12), bicgstab(A, b), strict=False):
+        assert_alike(s.x, like)
+        np.testing.assert_allclose(to_numpy(s.r), to_numpy(b - A @ s.x), atol=300 * eps(like))
+        assert float(s.rho) == pytest.approx(first @ to_numpy(s.r), abs=300 * eps(like))
+
+
+def test_bicgstab_minimizes_in_the_second_half_of_a_step(rng):
+    """After the first step r = (I - ωA)(I - αA)b, ω the minimizer: no other ω does better."""
+    A, b = skew_dominant(rng, 8, 1.0), rng.standard_normal(8)
+    s = b - (b @ b) / (b @ A @ b) * (A @ b)
+    r = iterates_of(bicgstab(A, b), 1)[1].r
+    best = s - A @ s * ((A @ s) @ s) / ((A @ s) @ (A @ s))
+    np.testing.assert_allclose(r, best, rtol=0, atol=1e-13)
+
+
+def iterates_of(states, k: int) -> list:
+    return [next(states) for _ in range(k + 1)]
+
+
+@pytest.mark.parametrize(
+    ("A", "b", "words"),
+    [
+        ([[0.0, 1.0], [-1.0, 0.0]], [1.0, 2.0], "orthogonal to the first"),
+        ([[1.0, 3.0], [2.0, 0.0]], [1.0, 0.0], "stabilizing step is zero"),
+        ([[0.0, 0.0], [0.0, 0.0]], [1.0, 0.0], "orthogonal to the first"),
+        ([[2.0, 0.0], [0.0, 2.0]], [0.0, 0.0], "exactly zero"),
+        ([[2.0, 0.0], [0.0, 2.0]], [1.0, 5.0], "exactly zero"),
+    ],
+)
+def test_breakdowns_of_bicgstab(A, b, words):
+    found = run(bicgstab(np.array(A), np.array(b)), max_iter=50)
+    assert words in found.reason
+    assert np.isfinite(found.x).all()
+
+
 # ---------------------------------------------------------------- the nu-method's polynomials
 
 
@@ -424,7 +683,7 @@ def test_gmres_is_cut_off_from_autograd(torch):
 
 
 def test_square_is_demanded():
-    for start in (cg, gmres):
+    for start in (cg, gmres, minres, bicgstab):
         with pytest.raises(ValueError, match=r"needs a square operator: .*\(2,\) -> \(3,\)"):
             start(np.ones((3, 2)), np.ones(3))
     with pytest.raises(ValueError, match="needs a square operator"):
