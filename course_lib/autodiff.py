@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from .arrays import Array
 
-__all__ = ["attach", "batched", "gradient", "gradient_and_hvp", "hvp", "partials"]
+__all__ = ["all_reduce", "attach", "batched", "gradient", "gradient_and_hvp", "hvp", "partials"]
 
 
 def gradient(f: Callable[..., Array]) -> Callable[..., Array]:

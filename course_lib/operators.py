@@ -325,6 +325,8 @@ def as_operator(A: Any) -> LinearOperator:
 
 def _is_floating(x: Any) -> bool:
     """Return whether an argument can be used as it is; :func:`as_real` deals with the others."""
+    if type(x) is np.ndarray:
+        return x.dtype in (np.float64, np.float32)
     if not is_array_api_obj(x) or isinstance(x, (np.matrix, np.ma.MaskedArray)) or is_sparse(x):
         return False
     xp = array_namespace(x)

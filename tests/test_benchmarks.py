@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import contests
+import learned
 import measuring
 import numpy as np
 import pytest
 import run as bench
-from contests import TASKS
 from measuring import Contestant, Task
 
 pytestmark = pytest.mark.slow
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "book" / "appendix" / "performance.json"
 PAGE = ROOT / "book" / "appendix" / "performance.md"
+TASKS = contests.TASKS | learned.TASKS
 TASK = Task("a-task", "A group", "a title", "height", 1e-3, 1.0, 0.5)
 
 
@@ -263,10 +264,13 @@ def test_choice_contests():
     finished(contests.path_rows("path", 40, 60, 5), "path")
 
 
-needs_peers = pytest.mark.skipif(bool(bench.missing()), reason="needs pip install -e '.[bench]'")
+def needs(*peers: str) -> pytest.MarkDecorator:
+    """Skip where one of these packages is not installed."""
+    missing = set(peers) & set(bench.missing())
+    return pytest.mark.skipif(bool(missing), reason="needs pip install -e '.[bench]'")
 
 
-@needs_peers
+@needs("celer", "pylops", "pyproximal", "scikit-learn", "skglm")
 @pytest.mark.filterwarnings("ignore")
 def test_lasso_contest():
     A, y = contests.gaussian(40, 80, 5)
@@ -276,13 +280,141 @@ def test_lasso_contest():
     finished(rows, *(row["id"] for row in rows))
 
 
-@needs_peers
+@needs("pylops", "pyproximal")
 @pytest.mark.filterwarnings("ignore")
 def test_total_variation_contests():
     v = contests.noisy_picture(size=32)
     finished(contests.denoising_rows(v, 0.1, {"tv-1e-3": 1e-3}), "tv-1e-3")
     finished(contests.deblurring_rows("deblurring", 32), "deblurring")
     finished(contests.tomography_rows("tomography", 16, 8, reference=3000), "tomography")
+
+
+# The learned half
+
+
+def slope_of(J, theta, h=1e-5):
+    return (J(theta + h) - J(theta - h)) / (2 * h)
+
+
+def test_judge_of_the_lasso_hypergradient():
+    A, y = contests.gaussian(40, 80, 5)
+    lam = 0.1 * float(np.abs(A.T @ y).max())
+    support, signs = learned.sparse_solution(A, y, lam)
+    x = learned.on_support(A, y, lam, support, signs)
+    judge = contests.Lasso(A, y, lam)
+    assert judge.lower(x) == pytest.approx(judge.objective(x), rel=1e-12)
+    assert np.array_equal(np.flatnonzero(x), support)
+
+
+def test_judge_of_the_tikhonov_hypergradient():
+    x, y, _, h = learned.blurred(16, 1.0)
+    A = np.stack(
+        [
+            np.fft.irfft2(h * np.fft.rfft2(e.reshape(16, 16)), s=(16, 16)).ravel()
+            for e in np.eye(256)
+        ],
+        axis=1,
+    )
+    solution = np.linalg.solve(A.T @ A + 0.01 * np.eye(256), A.T @ y.ravel())
+    value, slope = learned.tikhonov_reference(x, y, h, 0.01)
+    assert value == pytest.approx(0.5 * ((solution - x.ravel()) ** 2).sum())
+    J = lambda theta: learned.tikhonov_reference(x, y, h, np.exp(theta))[0]  # noqa: E731
+    assert slope == pytest.approx(slope_of(J, np.log(0.01)), rel=1e-6)
+
+
+@pytest.mark.parametrize("radius", learned.RADII)
+def test_judge_of_the_fixed_point(radius):
+    W, b, x = learned.layer(radius, 60)
+    assert np.linalg.norm(np.tanh(W @ x + b) - x) <= 1e-12
+    eigenvalues = np.linalg.eigvals((1 - x**2)[:, None] * W)
+    assert np.abs(eigenvalues).max() == pytest.approx(radius, rel=1e-6)
+    found = learned.anderson(lambda x: np.tanh(W @ x + b), np.zeros(60), 1e-12)
+    assert np.linalg.norm(found - x) <= 1e-9
+
+
+def test_judge_of_the_meta_gradient():
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    w = learned.meta.Network(learned.WIDTHS, "tanh").start(0)
+    data = learned.problems.sinusoids(2, 3)
+    sets = data.x_support, data.y_support, data.x_query, data.y_query
+    moments = np.stack([np.zeros(w.size), np.ones(w.size)])
+
+    def loss(w, x, y):
+        for layer, (M, bias) in enumerate(learned.unpack(w)):
+            x = (np.maximum(x, 0) if layer else x) @ M + bias
+        return ((x - y) ** 2).mean()
+
+    def slope(w, x, y):
+        """By complex steps: exact to rounding."""
+        return np.array([loss_complex(w, e, x, y) for e in np.eye(w.size)])
+
+    def loss_complex(w, e, x, y):
+        z, h = w + 1e-30j * e, x.astype(complex)
+        for layer, (M, bias) in enumerate(learned.unpack(z)):
+            h = (np.where(h.real > 0, h, 0) if layer else h) @ M + bias
+        return ((h - y) ** 2).mean().imag / 1e-30
+
+    def after(w):
+        adapted = [w - learned.STEP * slope(w, x, y) for x, y in zip(*sets[:2], strict=True)]
+        return np.mean([loss(v, x, y) for v, x, y in zip(adapted, *sets[2:], strict=True)])
+
+    gradient, new = learned.meta_reference(w, moments, sets, 1)
+    t = rng.standard_normal(w.size)
+    wanted = slope_of(lambda s: after(w + s * t), 0.0, 1e-6)
+    assert gradient @ t == pytest.approx(wanted, rel=1e-5)
+    # One step of Adam from m = 0 and s = 1.
+    k = learned.DONE + 1
+    m, s = 0.1 * gradient / (1 - 0.9**k), (0.999 + 0.001 * gradient**2) / (1 - 0.999**k)
+    assert new == pytest.approx(w - learned.RATE * m / np.sqrt(s), abs=1e-12)
+
+
+def test_tikhonov_hypergradient_needs_at_most_12_images():
+    x, y, psf, _ = learned.blurred(128)
+    A = learned.operators.convolution(psf, x.shape, boundary="periodic")
+    outer = learned.functionals.least_squares(None, x)
+
+    def gradient():
+        return learned.bilevel.tikhonov(A, y, np.log(0.01), outer, rtol=1e-6)
+
+    assert learned.peak(gradient) / (8 * x.size) <= 12
+
+
+def test_peak_counts_arrays():
+    assert 3 <= learned.peak(lambda: [np.ones(10**5) for _ in range(3)]) / 8e5 < 3.1
+    twice = learned.scaled(entry("solve", 0.0, 1.0, 2.0, 3.0), 2.0, "two solves", "")
+    assert (twice["min"], twice["median"], twice["max"]) == (2.0, 4.0, 6.0)
+    assert twice["seconds"] == [2.0, 4.0, 6.0]
+
+
+@needs("sparho", "scikit-learn")
+@pytest.mark.filterwarnings("ignore")
+def test_lasso_hypergradient_contest():
+    rows = learned.lasso_hypergradient_rows("46", 0.1, 60, 100)
+    finished(rows, "hypergradient-lasso-46", "hypergradient-share-46")
+
+
+@needs("jax", "jaxopt", "torch")
+@pytest.mark.filterwarnings("ignore")
+def test_tikhonov_hypergradient_contests():
+    *rows, memory = learned.tikhonov_hypergradient_rows("1e4", 64)
+    finished(rows, "hypergradient-cg-1e4", "hypergradient-solves-1e4")
+    assert memory["id"] == "hypergradient-memory-1e4"
+    # The way back through all steps keeps an image or more for each of them.
+    assert [e["reached"] for e in (memory["ours"], *memory["peers"])] == [True, True, False]
+    finished(learned.fourier_rows("1e3", 65, 3), "hypergradient-fft-1e3")
+
+
+@needs("jax", "jaxopt", "lineax", "optimistix")
+@pytest.mark.filterwarnings("ignore")
+def test_fixed_point_contest():
+    finished(learned.fixed_point_rows("0.79", 0.79, 60), "fixed-point-0.79")
+
+
+@needs("higher", "jax", "torch", "torchopt")
+@pytest.mark.filterwarnings("ignore")
+def test_meta_contest():
+    finished(learned.meta_rows("1", 2, 2, 3), "maml-1", "maml-jax-1")
 
 
 # The page

@@ -48,7 +48,7 @@ PUBLIC = {
     "sylvester_vjp",
     "bilevel": "Hypergradient Inner descend elastic_net evidence experts federated lasso "
     "newton_cg newton_rule ode tikhonov tikhonov_fourier unrolled",
-    "autodiff": "attach batched gradient gradient_and_hvp hvp partials",
+    "autodiff": "all_reduce attach batched gradient gradient_and_hvp hvp partials",
     "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
     "is_sparse namespace norm to_float to_numpy zeros",
     "checks": "Check GradientTable adjoint gradients prox slope taylor",

@@ -31,7 +31,7 @@ COSTS = {
     "book": "about 100 MB to fetch, 0.9 GB on disk, 2 to 3 minutes",
     "lab": "about 50 MB to fetch, 0.5 GB on disk, 1 to 2 minutes",
     "all": "about 160 MB to fetch, 1.1 GB on disk, 3 to 4 minutes",
-    "bench": "about 180 MB to fetch, 0.9 GB on disk, 2 to 3 minutes",
+    "bench": "about 290 MB to fetch, 1.3 GB on disk, 3 to 4 minutes; it needs PyTorch",
 }
 TORCH_COSTS = {
     "yes": "PyTorch comes on top: on Linux the build with CUDA, several GB; TORCH=cpu takes the "

@@ -21,15 +21,28 @@ from importlib.metadata import version
 from pathlib import Path
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+# The same for JAX: the threads inside an operation, and those beside it.
+JAX_THREADS = {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "NPROC": "1",
+}
 PEERS = {
     "celer": "celer",
+    "higher": "higher",
+    "jax": "jax",
+    "jaxopt": "jaxopt",
+    "lineax": "lineax",
     "numpy": "numpy",
+    "optimistix": "optimistix",
     "pylops": "pylops",
     "pyproximal": "pyproximal",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
     "skglm": "skglm",
+    "sparho": "sparho",
+    "torch": "torch",
+    "torchopt": "torchopt",
 }
 WORDS = {
     "beyond": "beyond its bar",
@@ -71,8 +84,13 @@ def main(argv: list[str]) -> int:
     for name in THREADS:
         # Read when NumPy is loaded.
         os.environ.setdefault(name, "1")
-    from contests import CONTESTS
+    for name, value in JAX_THREADS.items():
+        os.environ.setdefault(name, value)
+    import contests
+    import learned
     from measuring import complaints
+
+    CONTESTS = contests.CONTESTS | learned.CONTESTS
 
     target, *names = argv
     unknown = sorted(set(names) - set(CONTESTS))
