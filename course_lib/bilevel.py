@@ -8,7 +8,7 @@ sets of data apart: training for x, validation for θ, test for what is reported
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from .arrays import (
 from .functionals import Functional
 from .iterate import StoppingRule, residual_rule, run
 from .linear import cg
-from .operators import LinearOperator, as_operator
+from .operators import LinearOperator, as_operator, identity
 
 __all__ = [
     "Hypergradient",
@@ -85,16 +85,33 @@ class Hypergradient:
     margin: float | None = None
 
 
-def _data(A: Any, y: Array, theta: Array) -> tuple[LinearOperator, Array, Array]:
-    """Return operator, data and hyperparameters, checked."""
+def _data(
+    A: Any, y: Array, theta: Array, shape: tuple[int, ...] | None = None
+) -> tuple[LinearOperator, Array, Array]:
+    """Return operator, data and hyperparameters, checked and without a graph."""
     A = as_operator(A)
     y = as_real(y, "y", shape=A.out_shape)
     if A.like is not None:
         check_alike(y, "y", A.like, A.name)
     # Of NumPy's 0-d arrays arithmetic makes numbers.
-    theta = as_real(np.asarray(theta) if isinstance(theta, np.generic) else theta, "theta")
+    theta = np.asarray(theta) if isinstance(theta, np.generic) else theta
+    theta = as_real(theta, "theta", shape=shape)
     check_alike(theta, "theta", y, "y")
-    return A, y, theta
+    return A, detach(y), detach(theta)
+
+
+def _weights(theta: Array) -> Array:
+    r"""Return :math:`\lambda=e^\theta`, positive and finite."""
+    xp = array_namespace(theta)
+    with np.errstate(over="ignore"):
+        lam = xp.exp(theta)
+    if not (bool(xp.all(lam > 0)) and bool(xp.all(xp.isfinite(lam)))):
+        least, largest = to_float(xp.min(theta)), to_float(xp.max(theta))
+        raise ValueError(
+            "theta must be ln(lambda), lambda positive and finite: got theta from "
+            f"{least:.3g} to {largest:.3g}"
+        )
+    return lam
 
 
 def _outer(outer: Functional) -> Functional:
@@ -110,26 +127,54 @@ def _outer(outer: Functional) -> Functional:
 # Quadratic inner problems
 
 
-def _penalties(D: Any, theta: Array, shape: tuple) -> list[tuple[Array, LinearOperator | None]]:
-    """Return pairs of weight and operator (None for I) with penalty ½Σ‖√w D x‖²."""
-    xp = array_namespace(theta)
-    weights = xp.exp(theta)
-    if isinstance(D, (list, tuple)):
-        if tuple(theta.shape) != (len(D),):
-            raise ValueError(f"theta must have an entry for each D: expected ({len(D)},)")
-        pairs = [(weights[j], as_operator(each)) for j, each in enumerate(D)]
-    else:
-        pairs = [(weights, None if D is None else as_operator(D))]
-        images = shape if D is None else pairs[0][1].out_shape
-        if tuple(theta.shape) not in ((), images):
-            raise ValueError(
-                f"theta must be one number or have the shape of Dx: expected () or {images}, "
-                f"got {tuple(theta.shape)}"
-            )
-    for _, each in pairs:
-        if each is not None and each.in_shape != shape:
+def _penalties(D: Any, theta: Array, shape: tuple) -> list[tuple[Array, LinearOperator]]:
+    """Return pairs of weight and operator with penalty ½Σ‖√w D x‖²."""
+    weights, many = _weights(theta), isinstance(D, (list, tuple))
+    operators = [
+        identity(shape) if each is None else as_operator(each) for each in (D if many else [D])
+    ]
+    for each in operators:
+        if each.in_shape != shape:
             raise ValueError(f"D must take x: expected {shape}, got {each.in_shape}")
-    return pairs
+    allowed = ((len(operators),),) if many else ((), operators[0].out_shape)
+    if tuple(theta.shape) not in allowed:
+        rule = "an entry for each D" if many else "no entries, or one for each entry of Dx"
+        raise ValueError(f"theta must have {rule}: expected {allowed}, got {tuple(theta.shape)}")
+    return [(weights[j, ...] if many else weights, each) for j, each in enumerate(operators)]
+
+
+def _normal(A: LinearOperator, pairs: list, like: Array) -> LinearOperator:
+    r"""Return :math:`H=A^\top A+\sum_jD_j^\top W_jD_j`."""
+    At, parts = A.H, [(w, each, each.H) for w, each in pairs]
+
+    def apply(v: Array) -> Array:
+        total = At @ (A @ v)
+        for w, D, Dt in parts:
+            total = total + Dt @ (w * (D @ v))
+        return total
+
+    return LinearOperator(apply, apply, A.in_shape, A.in_shape, "H", like=like)
+
+
+def _solved(
+    H: LinearOperator, b: Array, x0: Array | None, rtol: float, max_iter: int, what: str
+) -> tuple[Array, int]:
+    """Solve Hx = b to a relative residual of rtol, or to what rounding allows; else say so.
+
+    Of the last state only x is returned, so that the other images are free for the next system.
+    """
+    eps, size = float(array_namespace(b).finfo(b.dtype).eps), to_float(norm(b))
+    stop = residual_rule(H, b, rtol=max(as_scalar(rtol, "rtol", positive=True), 10 * eps))
+    # A start that is far away leaves rounding errors of its own size: then once more from zero.
+    for first in [None] if x0 is None or size == 0 else [x0, None]:
+        found = run(cg(H, b, first), stop=stop, max_iter=max_iter)
+        if found.converged:
+            return found.x, found.iterations
+    # A backward stable solver leaves a residual of eps ‖H‖‖x‖.
+    allowed = 100 * eps * implicit._ritz_values(H, b).max() * to_float(norm(found.x))
+    if not to_float(norm(b - H @ found.x)) <= allowed:
+        raise ValueError(f"the {what} system must be solved to rtol = {rtol}: {found.reason}")
+    return found.x, found.iterations
 
 
 def tikhonov(
@@ -166,11 +211,11 @@ def tikhonov(
     outer : Functional
         Loss on the validation data, with gradient.
     D : LinearOperator, array or list of them, optional
-        The identity if not given.
+        None is the identity, also in a list.
     start : Hypergradient, optional
         Of a θ nearby: both systems start at its solutions.
     rtol : float
-        Relative residual of both systems.
+        Relative residual of both systems, or what rounding allows.
     lip_outer : float, optional
         Lipschitz constant of the gradient of ``outer`` (:math:`\|B\|^2`); with it, and D = I, the
         result has a bound of its error.
@@ -191,47 +236,28 @@ def tikhonov(
     """
     A, y, theta = _data(A, y, theta)
     pairs, outer = _penalties(D, theta, A.in_shape), _outer(outer)
-
-    def normal(v: Array) -> Array:
-        total = A.H @ (A @ v)
-        for w, each in pairs:
-            total = total + (w * v if each is None else each.H @ (w * (each @ v)))
-        return total
-
-    H = LinearOperator(normal, normal, A.in_shape, A.in_shape, "H", like=y)
-
-    def solved(b: Array, x0: Array | None, what: str) -> Any:
-        found = run(cg(H, b, x0), stop=residual_rule(H, b, rtol=rtol), max_iter=max_iter)
-        if not found.converged and to_float(norm(b)) > 0:
-            raise ValueError(f"the {what} system must be solved to rtol = {rtol}: {found.reason}")
-        return found
-
-    primal = solved(A.H @ y, None if start is None else start.x, "inner")
-    x = primal.x
-    adjoint = solved(outer.gradient(x), None if start is None else start.adjoint, "adjoint")
-    psi = adjoint.x
-    parts = [(w, x, psi) if each is None else (w, each @ x, each @ psi) for w, each in pairs]
+    H, xp = _normal(A, pairs, y), array_namespace(y)
+    x0, psi0 = (None, None) if start is None else (start.x, start.adjoint)
+    x, k_fwd = _solved(H, A.H @ y, x0, rtol, max_iter, "inner")
+    v, bound = detach(outer.gradient(x)), None
+    psi, k_adj = _solved(H, v, psi0, rtol, max_iter, "adjoint")
+    slopes = [-(w * (each @ psi) * (each @ x)) for w, each in pairs]
     if isinstance(D, (list, tuple)):
-        xp = array_namespace(theta)
-        gradient = xp.stack([-(w * inner(Dpsi, Dx)) for w, Dx, Dpsi in parts])
+        gradient = xp.stack([xp.sum(slope) for slope in slopes])
     else:
-        w, Dx, Dpsi = parts[0]
-        xp = array_namespace(theta)
-        gradient = xp.asarray(-(w * (Dpsi * Dx if theta.ndim else inner(Dpsi, Dx))))
-    bound = None
+        gradient = slopes[0] if theta.ndim else xp.asarray(xp.sum(slopes[0]))
     if lip_outer is not None and D is None:
-        xp = array_namespace(theta)
+        lam = pairs[0][0]
         bound = implicit.error_bound(
             to_float(norm(H @ x - A.H @ y)),
-            to_float(norm(H @ psi - outer.gradient(x))),
-            mu=to_float(xp.min(xp.exp(theta))),
+            to_float(norm(H @ psi - v)),
+            mu=to_float(xp.min(lam)),
             adjoint_norm=to_float(norm(psi)),
-            F_theta_norm=to_float(xp.max(xp.exp(theta))) * to_float(norm(x)),
-            lip_F_theta=to_float(xp.max(xp.exp(theta))),
+            F_theta_norm=to_float(xp.max(lam)) * to_float(norm(x)),
+            lip_F_theta=to_float(xp.max(lam)),
             lip_grad=lip_outer,
         )
-    steps = (primal.iterations, adjoint.iterations)
-    return Hypergradient(to_float(outer(x)), gradient, x, psi, steps, bound)
+    return Hypergradient(to_float(outer(x)), gradient, x, psi, (k_fwd, k_adj), bound)
 
 
 def tikhonov_fourier(
@@ -265,21 +291,12 @@ def tikhonov_fourier(
     [1.0, 1.0]
     """
     A, y, _ = _data(A, y, y)
-    y_val = as_real(y_val, "y_val", shape=B.out_shape)
+    B, y_val, _ = _data(B, y_val, y)
     xp = array_namespace(y)
-
-    def spectrum(operator: LinearOperator | None) -> Array:
-        impulse = np.zeros(A.in_shape)
-        impulse[(0,) * impulse.ndim] = 1.0
-        delta = asarray_like(impulse, y)
-        if operator is not None and not operator.shift_invariant:
-            raise ValueError(f"{operator.name} must be a periodic convolution")
-        return xp.fft.rfftn(delta if operator is None else operator @ delta)
-
     half, last = A.in_shape[-1] // 2 + 1, A.in_shape[-1]
     # Frequencies that the half spectrum holds once and the full one twice.
     twice = asarray_like(2.0 - np.isin(np.arange(half), [0, last / 2]), y)
-    a, b, d = spectrum(A), spectrum(B), spectrum(D)
+    a, b, d = (_spectrum(operator, A.in_shape, y) for operator in (A, B, D or identity(A.in_shape)))
     z = b * xp.conj(a) * xp.fft.rfftn(y)
     share = twice / math.prod(A.in_shape)
     power, penalty, u = xp.abs(a) ** 2, xp.abs(d) ** 2, share * xp.abs(z) ** 2
@@ -290,13 +307,25 @@ def tikhonov_fourier(
     constant = 0.5 * to_float(inner(y_val, y_val))
 
     def of_theta(theta: float) -> tuple[float, float]:
-        lam = math.exp(theta)
+        lam = to_float(_weights(np.asarray(as_scalar(theta, "theta"))))
         g = 1 / (power + lam * penalty)
         ug = u * g
         value = 0.5 * inner(ug, g) - inner(s, g) + constant
         return to_float(value), lam * to_float(inner(penalty * g * g, s - ug))
 
     return of_theta
+
+
+def _spectrum(operator: Any, shape: tuple[int, ...], like: Array) -> Array:
+    """Return the values by which a convolution multiplies the frequencies."""
+    operator, delta = as_operator(operator), np.zeros(shape)
+    if not operator.shift_invariant or not operator.in_shape == operator.out_shape == shape:
+        raise ValueError(
+            f"{operator.name} must be a periodic convolution on the shape {shape}: got "
+            f"{operator.in_shape} -> {operator.out_shape}"
+        )
+    delta[(0,) * len(shape)] = 1.0
+    return array_namespace(like).fft.rfftn(operator @ asarray_like(delta, like))
 
 
 def evidence(
@@ -332,16 +361,18 @@ def evidence(
     noise_std = as_scalar(noise_std, "noise_std", positive=True)
     n = math.prod(A.in_shape)
     M, data = to_numpy(A.to_dense(like=y)), to_numpy(y).ravel()
-    weights = np.atleast_1d(np.exp(to_numpy(theta)))
-    operators = D if isinstance(D, (list, tuple)) else [D]
-    if weights.shape != (len(operators),):
-        raise ValueError(f"theta must have one entry for each D: expected {len(operators)}")
-    roots = [
-        np.eye(n) if E is None else to_numpy(as_operator(E).to_dense(like=y)) for E in operators
-    ]
-    squares = [E.T @ E for E in roots]
+    if theta.ndim and not isinstance(D, (list, tuple)):
+        raise ValueError(f"theta must be one number: expected shape (), got {tuple(theta.shape)}")
+    pairs = _penalties(D, theta, A.in_shape)
+    roots = [to_numpy(each.to_dense(like=y)) for _, each in pairs]
+    weights, squares = [to_float(w) for w, _ in pairs], [E.T @ E for E in roots]
     Q = sum(w * S for w, S in zip(weights, squares, strict=True))
     H = M.T @ M / noise_std**2 + Q
+    if np.linalg.cond(H) > 0.1 / np.finfo(float).eps:
+        raise ValueError(
+            "A and D must have no null vector in common (or theta is too small): the normal matrix "
+            f"is singular to rounding, condition number {np.linalg.cond(H):.1e}"
+        )
     x = np.linalg.solve(H, M.T @ data / noise_std**2)
     r, (q, V) = M @ x - data, np.linalg.eigh(Q)
     kept = q > n * np.finfo(float).eps * q[-1]
@@ -404,8 +435,8 @@ def lasso(
     >>> found.x, round(float(found.gradient), 9), found.margin  # x = soft(y, 1)
     (array([2., 0.]), 0.5, 0.9)
     """
-    A, y, theta = _data(A, y, theta)
-    lam = math.exp(to_float(theta))
+    A, y, theta = _data(A, y, theta, ())
+    lam = to_float(_weights(theta))
     found = proximal.lasso(A, y, lam, None if start is None else start.x, rtol=rtol)
     signs, psi, margin = _on_support(A, y, found, lam, 0.0, _outer(outer))
     gradient = array_namespace(y).asarray(-lam * inner(signs, psi))
@@ -440,10 +471,8 @@ def elastic_net(
     >>> found.x, found.gradient  # x = (3 - lam1)/(1 + lam2)
     (array([1.]), array([-0.5, -0.5]))
     """
-    A, y, theta = _data(A, y, theta)
-    if tuple(theta.shape) != (2,):
-        raise ValueError(f"theta must hold two numbers: got shape {tuple(theta.shape)}")
-    lam1, lam2 = (math.exp(to_float(theta[j])) for j in range(2))
+    A, y, theta = _data(A, y, theta, (2,))
+    lam1, lam2 = (to_float(lam) for lam in _weights(theta))
     x0 = None if start is None else start.x
     found = proximal.elastic_net(A, y, lam1, lam2, x0, rtol=rtol)
     signs, psi, margin = _on_support(A, y, found, lam1, lam2, _outer(outer))
@@ -460,33 +489,39 @@ def _on_support(
     if not found.converged:
         raise ValueError(f"the inner problem must be solved: {found.reason}")
     xp, x = array_namespace(y), found.x
-    S, v = np.flatnonzero(to_numpy(x).ravel()), outer.gradient(x)
+    S = np.flatnonzero(to_numpy(x).ravel())
     off = np.delete(np.abs(to_numpy(found.state.c)).ravel(), S)
-    margin = float(1 - off.max() / lam) if off.size else 1.0
-    if not len(S):
-        return 0 * x, 0 * x, margin
+    margin, psi = float(1 - off.max() / lam) if off.size else 1.0, 0 * x
+    if len(S):
+        psi = _support_adjoint(A, x, S, lam2, detach(outer.gradient(x)))
+    return xp.sign(x), psi, margin
+
+
+def _support_adjoint(A: LinearOperator, x: Array, S: np.ndarray, lam2: float, v: Array) -> Array:
+    r"""Return ψ with :math:`(A_S^\top A_S+\lambda_2I)\psi_S=v_S`, zero off S."""
+    xp = array_namespace(x)
     if A.matrix is None:
         mask = xp.abs(xp.sign(x))
 
         def normal(w: Array) -> Array:
             return mask * (A.H @ (A @ (mask * w)) + lam2 * w) + (1 - mask) * w
 
-        H = LinearOperator(normal, normal, A.in_shape, A.in_shape, "H on the support", like=y)
+        H = LinearOperator(normal, normal, A.in_shape, A.in_shape, "H on the support", like=x)
         found = implicit.solve(H, mask * v)
         if not found.converged:
             raise ValueError(f"the system on the support must be solved: {found.reason}")
-        return xp.sign(x), found.x, margin
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+        return mask * found.x
+    from scipy.linalg import cho_solve, lapack
 
-    columns = to_numpy(xp.take(A.matrix, xp.asarray(S, device=device(y)), axis=1))
-    try:
-        gram = columns.T @ columns + lam2 * np.eye(len(S))
-        psi_S = cho_solve(cho_factor(gram, overwrite_a=True), to_numpy(v)[S])
-    except LinAlgError:
-        raise ValueError("the columns of the support must be independent: they are not") from None
-    psi = np.zeros(math.prod(A.in_shape))
-    psi[S] = psi_S
-    return xp.sign(x), asarray_like(psi, y), margin
+    columns = to_numpy(xp.take(A.matrix, xp.asarray(S, device=device(x)), axis=1))
+    gram, psi = columns.T @ columns + lam2 * np.eye(len(S)), np.zeros(math.prod(A.in_shape))
+    factor, failed = lapack.dpotrf(gram, lower=1)
+    # A pivot is the squared distance of a column from those before it.
+    pivots = np.diag(factor) ** 2 / np.diag(gram)
+    if failed or pivots.min() <= 10 * len(S) * np.finfo(float).eps:
+        raise ValueError("the columns of the support must be independent: they are not")
+    psi[S] = cho_solve((factor, True), to_numpy(v)[S])
+    return asarray_like(psi, x)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -540,7 +575,8 @@ def unrolled(
     Raises
     ------
     ValueError
-        If the last state is not finite, or NumPy arrays come without ``linearize``.
+        If the last state is not finite or of another shape, or NumPy arrays come without
+        ``linearize``.
 
     References
     ----------
@@ -564,7 +600,7 @@ def unrolled(
     last = steps if last is None else as_count(last, "last", minimum=1, maximum=steps)
     slots = last if slots is None else as_count(slots, "slots", minimum=1)
     outer, derivatives = _outer(outer), linearize or _by_torch(step, theta)
-    taken = [0]
+    x0, theta, taken, first = detach(x0), detach(theta), [0], steps - last
 
     def advance(x: Array, first: int, end: int) -> Array:
         for k in range(first, end):
@@ -572,25 +608,29 @@ def unrolled(
         taken[0] += end - first
         return x
 
-    def reverse(x: Array, first: int, end: int, free: int, back: tuple) -> tuple:
-        """Take (ψ, gradient) from state ``end`` to ``first``, whose state x is kept."""
-        while end - first > 1 and free > 1:
-            middle = first + _split(end - first, free)
-            back = reverse(advance(x, first, middle), middle, end, free - 1, back)
-            end = middle
-        for k in range(end - 1, first - 1, -1):
-            T_x, T_theta = derivatives(advance(x, first, k), theta, k)
-            psi, gradient = back
-            back = as_operator(T_x).H @ psi, gradient + as_operator(T_theta).H @ psi
-        return back
+    def back(x: Array, k: int, psi: Array, gradient: Array) -> tuple[Array, Array]:
+        T_x, T_theta = derivatives(x, theta, k)
+        return as_operator(T_x).H @ psi, gradient + as_operator(T_theta).H @ psi
 
-    start = advance(x0, 0, steps - last)
-    x = advance(start, steps - last, steps)
-    if not math.isfinite(to_float(norm(x))):
-        raise ValueError(f"the iterates must stay finite: step {steps} is not")
-    value, slope = to_float(outer(x)), detach(outer.gradient(x))
-    psi, gradient = reverse(start, steps - last, steps, slots, (slope, 0 * theta))
-    return Hypergradient(value, gradient, x, psi, (taken[0], last))
+    start = advance(x0, 0, first)
+    x = as_real(advance(start, first, steps), f"the iterate x_{steps}", shape=tuple(x0.shape))
+    slope = detach(outer.gradient(x))
+    found = _backwards(advance, back, start, first, steps, slots, (slope, 0 * theta))
+    return Hypergradient(to_float(outer(x)), found[1], x, found[0], (taken[0], last))
+
+
+def _backwards(
+    advance: Callable, back: Callable, x: Array, first: int, end: int, slots: int, found: tuple
+) -> tuple[Array, Array]:
+    """Take (ψ, gradient) from state ``end`` to ``first``, whose state x is kept in one slot."""
+    while end - first > 1 and slots > 1:
+        middle = first + _split(end - first, slots)
+        later = advance(x, first, middle)
+        found = _backwards(advance, back, later, middle, end, slots - 1, found)
+        end = middle
+    for k in range(end - 1, first - 1, -1):
+        found = back(advance(x, first, k), k, *found)
+    return found
 
 
 def _split(length: int, slots: int) -> int:
@@ -600,7 +640,8 @@ def _split(length: int, slots: int) -> int:
     repeats = 0
     while math.comb(slots + repeats, slots) < length:
         repeats += 1
-    return max(1, length - math.comb(slots - 1 + repeats, slots - 1))
+    least = math.comb(slots + repeats - 2, slots) if repeats > 1 else 1
+    return max(1, least, length - math.comb(slots - 1 + repeats, slots - 1))
 
 
 def _by_torch(step: Callable, theta: Array) -> Callable:
@@ -671,6 +712,7 @@ def newton_cg(g: Inner, x0: Array, *, max_cg: int = 200) -> Iterator[NewtonState
 
     def iterate(x: Array) -> Iterator[NewtonState]:
         r, value, steps = -g.gradient(x), to_float(g.value(x)), 0
+        eps = float(array_namespace(x).finfo(x.dtype).eps)
         while True:
             yield NewtonState(x, r, value, steps)
             size = to_float(norm(r))
@@ -680,13 +722,16 @@ def newton_cg(g: Inner, x0: Array, *, max_cg: int = 200) -> Iterator[NewtonState
             stop = residual_rule(H, r, rtol=min(0.5, size**0.5))
             found = run(cg(H, r), stop=stop, max_iter=max_cg)
             d, t, steps = detach(found.x), 1.0, steps + found.iterations
-            slope, floor = to_float(inner(r, d)), 1e-15 * abs(value)
+            slope, floor = to_float(inner(r, d)), 5 * eps * abs(value)
             while to_float(g.value(x + t * d)) > value - 1e-4 * t * slope + floor and t > 1e-10:
                 t /= 2
-            if t <= 1e-10 or slope <= 0:
+            r = -g.gradient(x + t * d)
+            # Where rounding hides the decrease of g, its gradient must become smaller.
+            stuck = 1e-4 * slope <= floor and to_float(norm(r)) >= size
+            if t <= 1e-10 or slope <= 0 or stuck:
                 return "no step lowers the value: rounding, or g is not convex"
             x = x + t * d
-            r, value = -g.gradient(x), to_float(g.value(x))
+            value = to_float(g.value(x))
 
     return iterate(x)
 
@@ -743,65 +788,76 @@ def experts(A: Any, y: Array, theta: Array, *, eps: float = 0.01) -> Inner:
     >>> float(g.value(np.zeros((4, 4))))
     8.0
     """
-    A, y, theta = _data(A, y, theta)
-    if theta.ndim != 3 or theta.shape[1] % 2 == 0 or theta.shape[2] % 2 == 0 or y.ndim != 2:
+    A, y, theta = _data(identity(tuple(y.shape)) if A is None else A, y, theta)
+    if theta.ndim != 3 or any(size % 2 == 0 for size in theta.shape[1:]) or len(A.in_shape) != 2:
         raise ValueError(
             "theta must hold filters with an odd number of taps each way, for pictures: got "
-            f"{tuple(theta.shape)} and y of shape {tuple(y.shape)}"
+            f"{tuple(theta.shape)} for x of shape {A.in_shape}"
         )
     eps, xp = as_scalar(eps, "eps", positive=True), array_namespace(y)
-    rows, columns = theta.shape[1] // 2, theta.shape[2] // 2
-    taps = [(i, j) for i in range(theta.shape[1]) for j in range(theta.shape[2])]
-
-    def moved(x: Array, i: int, j: int, sign: int = 1) -> Array:
-        return xp.roll(x, (sign * (i - rows), sign * (j - columns)), axis=(-2, -1))
-
-    def filtered(x: Array) -> Array:
-        shifted = xp.stack([moved(x, i, j) for i, j in taps])
-        return xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)), shifted, axes=1)
-
-    def gathered(z: Array) -> Array:
-        spread = xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)).T, z, axes=1)
-        return sum(moved(spread[t, ...], i, j, -1) for t, (i, j) in enumerate(taps))
 
     def root(s: Array) -> Array:
         return xp.sqrt(s * s + eps**2)
 
     def hessian(x: Array) -> LinearOperator:
-        curvature = eps**2 / root(filtered(x)) ** 3
+        curvature = eps**2 / root(_filtered(theta, x)) ** 3
 
         def apply(v: Array) -> Array:
-            return A.H @ (A @ v) + gathered(curvature * filtered(v))
+            return A.H @ (A @ v) + _to_picture(theta, curvature * _filtered(theta, v))
 
         return LinearOperator(apply, apply, A.in_shape, A.in_shape, "g_xx", like=y)
 
     def cross(x: Array) -> LinearOperator:
-        s = filtered(x)
+        s = _filtered(theta, x)
         slope, curvature = s / root(s), eps**2 / root(s) ** 3
+        return LinearOperator(
+            lambda t: _to_picture(theta, curvature * _filtered(t, x)) + _to_picture(t, slope),
+            lambda v: (
+                _to_taps(theta, curvature * _filtered(theta, v), x) + _to_taps(theta, slope, v)
+            ),
+            tuple(theta.shape),
+            A.in_shape,
+            "g_xtheta",
+            like=y,
+        )
 
-        def adjoint(psi: Array) -> Array:
-            weighted = curvature * filtered(psi)
-            parts = [
-                xp.sum(weighted * moved(x, i, j) + slope * moved(psi, i, j), axis=(-2, -1))
-                for i, j in taps
-            ]
-            return xp.reshape(xp.stack(parts, axis=-1), theta.shape)
+    def gradient(x: Array) -> Array:
+        s = _filtered(theta, x)
+        return A.H @ (A @ x - y) + _to_picture(theta, s / root(s))
 
-        def apply(t: Array) -> Array:
-            flat = xp.reshape(t, (t.shape[0], -1))
-            change = xp.tensordot(flat, xp.stack([moved(x, i, j) for i, j in taps]), axes=1)
-            spread = xp.tensordot(flat.T, slope, axes=1)
-            direct = sum(moved(spread[k, ...], i, j, -1) for k, (i, j) in enumerate(taps))
-            return gathered(curvature * change) + direct
+    def value(x: Array) -> Array:
+        return 0.5 * norm(A @ x - y) ** 2 + xp.sum(root(_filtered(theta, x)) - eps)
 
-        return LinearOperator(apply, adjoint, tuple(theta.shape), A.in_shape, "g_xtheta", like=y)
+    return Inner(value, gradient, hessian, cross)
 
-    return Inner(
-        lambda x: 0.5 * norm(A @ x - y) ** 2 + xp.sum(root(filtered(x)) - eps),
-        lambda x: A.H @ (A @ x - y) + gathered(filtered(x) / root(filtered(x))),
-        hessian,
-        cross,
+
+def _shifts(theta: Array) -> list[tuple[int, int]]:
+    """Return by how much each tap of a centred filter moves a picture."""
+    rows, columns = theta.shape[1:]
+    return [(i - rows // 2, j - columns // 2) for i in range(rows) for j in range(columns)]
+
+
+def _filtered(theta: Array, x: Array) -> Array:
+    r"""Return :math:`\theta_i*x` for all filters, periodic: bilinear in θ and x."""
+    xp = array_namespace(x)
+    moved = xp.stack([xp.roll(x, shift, axis=(0, 1)) for shift in _shifts(theta)])
+    return xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)), moved, axes=1)
+
+
+def _to_picture(theta: Array, z: Array) -> Array:
+    """Return the adjoint of x ↦ θ * x at z."""
+    xp = array_namespace(z)
+    spread = xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)).T, z, axes=1)
+    return sum(
+        xp.roll(spread[t, ...], (-i, -j), axis=(0, 1)) for t, (i, j) in enumerate(_shifts(theta))
     )
+
+
+def _to_taps(theta: Array, z: Array, x: Array) -> Array:
+    """Return the adjoint of θ ↦ θ * x at z."""
+    xp = array_namespace(z)
+    taps = [xp.sum(z * xp.roll(x, shift, axis=(0, 1)), axis=(1, 2)) for shift in _shifts(theta)]
+    return xp.reshape(xp.stack(taps, axis=1), tuple(theta.shape))
 
 
 def federated(
@@ -852,12 +908,19 @@ def federated(
     >>> federated([(g, least_squares(None, np.zeros(1)))], np.ones(1), rho=1.0).gradient
     array([0.25])
     """
-    x0, rho = as_real(x0, "x0"), as_scalar(rho, "rho", positive=True)
+    x0, rho = detach(as_real(x0, "x0")), as_scalar(rho, "rho", positive=True)
     xp, shape = array_namespace(x0), tuple(x0.shape)
+    eps = float(xp.finfo(x0.dtype).eps)
+    rtol = max(as_scalar(rtol, "rtol", positive=True), 10 * eps)
+    if not clients:
+        raise ValueError("clients must be pairs of an inner problem and a loss: got none")
     models, value, gradient, steps = [], 0.0, zeros(shape, x0), (0, 0)
     for g, f in clients:
         near = _with_prox(g, x0, rho)
-        found = run(newton_cg(near, x0), stop=newton_rule(near, x0, rtol=rtol), max_iter=100)
+        stop = newton_rule(near, x0, rtol=rtol)
+        # Rounding of x leaves a gradient of eps ρ‖x‖.
+        stop = replace(stop, bound=max(stop.bound, 10 * eps * rho * to_float(norm(x0))))
+        found = run(newton_cg(near, x0), stop=stop, max_iter=100)
         if not found.converged:
             raise ValueError(f"the problem of each client must be solved: {found.reason}")
         solved = implicit.solve(near.hessian(found.x), rho * f.gradient(found.x), rtol=rtol)
@@ -942,32 +1005,47 @@ def ode(
     True
     """
     x0, p, t = as_real(x0, "x0", ndim=1), as_real(p, "p", ndim=1), as_real(t, "t", ndim=1)
-    if not isinstance(t, np.ndarray) or np.diff(t).min() <= 0:
-        raise ValueError("t must be a NumPy array of increasing numbers")
-    eye, X = np.eye(len(x0)), [x0]
+    if not all(isinstance(each, np.ndarray) for each in (x0, p, t)):
+        raise ValueError("x0, p and t must be NumPy arrays: got others")
+    for each, name in ((p, "p"), (t, "t")):
+        check_alike(each, name, x0, "x0")
+    if len(t) < 2 or np.diff(t).min() <= 0:
+        raise ValueError("t must hold two numbers or more, each above the one before: it does not")
+    path = _trapezoidal(f, f_x, x0, p, t)
+    V, gradient = _outer(outer).gradient(path), np.zeros_like(p)
+    eye = np.eye(len(x0), dtype=x0.dtype)
+    psi, h = np.zeros_like(path), np.diff(t, prepend=t[0])
+    for k in range(len(t) - 1, -1, -1):
+        v, J = V[k], f_x(path[k], p, t[k])
+        if k + 1 < len(t):
+            v = v + psi[k + 1] + h[k + 1] / 2 * (J.T @ psi[k + 1])
+            slopes = f_p(path[k], p, t[k]) + f_p(path[k + 1], p, t[k + 1])
+            gradient += h[k + 1] / 2 * (slopes.T @ psi[k + 1])
+        # In t_0 there is no step: h is 0.
+        psi[k] = np.linalg.solve(eye - h[k] / 2 * J.T, v)
+    return Hypergradient(to_float(outer(path)), gradient, path, psi)
+
+
+# What fails is told in words, so NumPy need not warn of it as well.
+@np.errstate(over="ignore", invalid="ignore")
+def _trapezoidal(f: Callable, f_x: Callable, x0: Array, p: Array, t: Array) -> np.ndarray:
+    """Return the path of the trapezoidal rule, each step solved by Newton's method."""
+    X, eye, rtol = [x0], np.eye(len(x0), dtype=x0.dtype), 500 * np.finfo(x0.dtype).eps
     for k, h in enumerate(np.diff(t)):
         x, known = X[-1], X[-1] + h / 2 * f(X[-1], p, t[k])
         for _ in range(50):
             F = x - h / 2 * f(x, p, t[k + 1]) - known
-            d = np.linalg.solve(eye - h / 2 * f_x(x, p, t[k + 1]), F)
+            try:
+                d = np.linalg.solve(eye - h / 2 * f_x(x, p, t[k + 1]), F)
+            except np.linalg.LinAlgError:
+                d = np.full_like(x, np.nan)
             x = x - d
-            if np.abs(d).max() <= 1e-13 * max(1.0, np.abs(x).max()):
+            if not np.abs(d).max() > rtol * max(1.0, np.abs(x).max()):
                 break
-        else:
+        if not np.isfinite(x).all() or np.abs(d).max() > rtol * max(1.0, np.abs(x).max()):
             raise ValueError(f"every step must have a solution: Newton's method fails at {t[k]}")
-        X.append(x)
-    path, gradient = np.stack(X), np.zeros_like(p)
-    V = _outer(outer).gradient(path)
-    psi = [np.zeros_like(x0)] * len(t)
-    for k in range(len(t) - 1, -1, -1):
-        v, J = V[k], f_x(X[k], p, t[k])
-        if k + 1 < len(t):
-            h = t[k + 1] - t[k]
-            v = v + psi[k + 1] + h / 2 * (J.T @ psi[k + 1])
-            slopes = f_p(X[k], p, t[k]) + f_p(X[k + 1], p, t[k + 1])
-            gradient = gradient + h / 2 * (slopes.T @ psi[k + 1])
-        psi[k] = np.linalg.solve(eye - (t[k] - t[k - 1]) / 2 * J.T, v) if k else v
-    return Hypergradient(to_float(outer(path)), gradient, path, np.stack(psi))
+        X.append(x.astype(x0.dtype))
+    return np.stack(X)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -998,7 +1076,7 @@ def descend(
 
     :math:`t_k` is the step of Barzilai and Borwein, at most so long that θ moves by 3 (λ by a
     factor of 20), halved until
-    :math:`J(\theta_{k+1})\le J(\theta_k)-10^{-4}t_k\|\nabla J\|^2`. The tolerance of the inner
+    :math:`J(\theta_{k+1})<J(\theta_k)-10^{-4}t_k\|\nabla J\|^2`. The tolerance of the inner
     problems falls with the gradient, and once more when no step is found; every solve starts at the
     last solution. J is not convex: it ends at a stationary point, which one depends on the start.
 
@@ -1042,27 +1120,38 @@ def descend(
         found = hypergradient(theta, rtol=rtol, start=None)
         first = to_float(norm(found.gradient))
         while True:
-            g = found.gradient
-            yield OuterState(theta, found.value, g, found, rtol)
-            size = to_float(norm(g))
+            yield OuterState(theta, found.value, found.gradient, found, rtol)
+            size = to_float(norm(found.gradient))
             if size == 0:
                 return "the gradient is exactly zero"
             rtol, t = max(rtol_min, min(rtol, 1e-3 * size / first)), min(t, 3 / size)
-            for _ in range(40):
-                trial = array_namespace(g).asarray(theta - t * g)
-                after = hypergradient(trial, rtol=rtol, start=found)
-                if after.value <= found.value - 1e-4 * t * size**2:
-                    break
-                t /= 2
-            else:
-                if rtol <= rtol_min:
-                    return "no step lowers the loss: a stationary point, to rounding"
-                rtol = rtol_min
-                found = after = hypergradient(theta, rtol=rtol, start=found)
-                trial, t = theta, step
-            s, change = trial - theta, after.gradient - g
-            curvature = to_float(inner(s, change)) if to_float(norm(s)) else 0.0
-            t = to_float(inner(s, s)) / curvature if curvature > 0 else 2 * t
-            theta, found = trial, after
+            lower = _lower(hypergradient, theta, found, t, rtol)
+            if lower is None and rtol <= rtol_min:
+                return "no step lowers the loss: a stationary point, to rounding"
+            if lower is None:
+                rtol, t = rtol_min, max(step, 1.0)
+                found = hypergradient(theta, rtol=rtol, start=found)
+                continue
+            moved, change = lower[0] - theta, lower[1].gradient - found.gradient
+            curvature, length = to_float(inner(moved, change)), to_float(norm(moved))
+            t = length**2 / curvature if curvature > 0 else 2 * length / size
+            theta, found = lower
 
     return iterate(theta, step, rtol)
+
+
+def _lower(
+    hypergradient: Callable, theta: Array, found: Hypergradient, t: float, rtol: float
+) -> tuple[Array, Hypergradient] | None:
+    """Return a θ on the way down, and what belongs to it; None if no step lowers the loss."""
+    g, xp = found.gradient, array_namespace(theta)
+    square, eps = to_float(inner(g, g)), float(xp.finfo(theta.dtype).eps)
+    if max(t, 1.0) * square <= eps * abs(found.value):
+        return None  # rounding hides what such a step gains
+    for _ in range(40):
+        trial = xp.asarray(theta - t * g)
+        after = hypergradient(trial, rtol=rtol, start=found)
+        if after.value < found.value - 1e-4 * t * square:
+            return trial, after
+        t /= 2
+    return None
