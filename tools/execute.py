@@ -22,9 +22,12 @@ SECONDS = 600
 def execute(path: Path):
     """Return the notebook with its outputs, the error if there was one, and the seconds taken."""
     notebook = nbformat.read(path, as_version=4)
-    result = single_nb_execution(
-        notebook, cwd=str(path.parent), allow_errors=False, timeout=SECONDS
-    )
+    try:
+        result = single_nb_execution(
+            notebook, cwd=str(path.parent), allow_errors=False, timeout=SECONDS
+        )
+    except RuntimeError as error:  # a kernel that died, or did not start
+        return notebook, error, 0.0
     return notebook, result.err, result.time
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +19,9 @@ def _without_ports() -> None:
     @functools.wraps(start)
     def init(self, *args, **kwargs):
         # A free port that one kernel has found may be taken by another before it is used.
-        sockets = {"transport": "ipc", "ip": str(Path(folder.name) / f"{next(number)}")}
+        # The process counts: forks share the folder and the counter.
+        name = f"{os.getpid()}-{next(number)}"
+        sockets = {"transport": "ipc", "ip": str(Path(folder.name) / name)}
         start(self, *args, **{**sockets, **kwargs})
 
     KernelManager.__init__ = init
