@@ -1,4 +1,4 @@
-"""Homework: the check contract, and the commands ``course release`` and ``course check``.
+"""Homework: the check contract, and the commands of ``course``, from release to returned marks.
 
 Check cells use the names below. They import none of the mathematics of this library, and only
 NumPy, so that a check can run where the student's code cannot reach it.
@@ -10,6 +10,14 @@ NumPy, so that a check can run where the student's code cannot reach it.
 `execute`        running notebooks with nbval in a process of its own
 `release`        ``course release``: from the source to what students get
 `student_check`  ``course check``: the student's own run
+`assignment`     an assignment as the grader needs it: deadline, limits
+`submissions`    finding and reading what students handed in
+`sandbox`        where students' code runs; `_launch` and `worker` are its inside
+`trusted`        replies from there, checked
+`grade`          ``course grade`` for one submission, and its record
+`classroom`      ``course grade`` for a class
+`gradebook`      records, marks by hand and lateness put together; ``course export``
+`mark`           ``course mark`` and ``course feedback``
 `cli`            the command line
 ===============  ===============================================================================
 """

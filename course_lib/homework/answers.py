@@ -9,6 +9,7 @@ cells, outputs, metadata.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +38,16 @@ def find_answers(student: Any, pristine: Any) -> dict[int, Answer]:
 def _find(student: Any, cell: Any) -> Answer:
     same_kind = [other for other in student.cells if other.cell_type == cell.cell_type]
     names = set(answer_names(cell)) if cell.cell_type == "code" else set()
-    searches = (
-        ("", [other for other in same_kind if grade_id(other) == grade_id(cell)]),
-        ("", [other for other in same_kind if other.get("id") == cell.get("id")]),
-        (
-            f"found by the name {', '.join(sorted(names))}",
-            [other for other in same_kind if names & set(defined_names(other.source))],
-        ),
-    )
+
+    def searches() -> Iterator[tuple[str, list]]:
+        yield "", [other for other in same_kind if grade_id(other) == grade_id(cell)]
+        yield "", [other for other in same_kind if other.get("id") == cell.get("id")]
+        # Last and not before: this reads code that anybody may have written.
+        named = [other for other in same_kind if names & set(defined_names(other.source))]
+        yield f"found by the name {', '.join(sorted(names))}", named
+
     found = False
-    for remark, candidates in searches:
+    for remark, candidates in searches():
         found = found or bool(candidates)
         written = [other.source for other in candidates if not _same(other.source, cell.source)]
         written = [source for source in written if source.strip()]

@@ -1,17 +1,18 @@
-"""The command line of homework: ``course release`` and ``course check``."""
+"""The command line of homework: ``course release``, ``check``, ``grade`` and what follows."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from course_lib.homework.notebook import HomeworkError
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="course", description="Homework: release it (teachers), check it (students)."
+        prog="course", description="Homework: release and grade it (teachers), check it (students)."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     release = commands.add_parser(
@@ -44,23 +45,145 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the released homework (default: the notebook's own folder)",
     )
+    grade = commands.add_parser(
+        "grade",
+        help="grade what students handed in",
+        description="Run each student's answers in a sandbox and the checks outside of it. Writes "
+        "one record a submission and DIR/gradebook.csv. A run that was stopped goes on where it "
+        "was when it is started again.",
+    )
+    _grading_options(grade)
+    regrade = commands.add_parser(
+        "regrade",
+        help="grade again, also what has a record; marks by hand stay",
+        description="Like course grade, but records that are there are made again. Marks and "
+        "comments that were entered by hand stay.",
+    )
+    _grading_options(regrade)
+    regrade.add_argument(
+        "--student", action="append", default=[], metavar="NAME", help="this student only"
+    )
+    mark = commands.add_parser(
+        "mark",
+        help="enter marks for proofs and projects",
+        description="Enter marks and comments from a CSV file (student,question,points,comment). "
+        "Without one, show each answer that waits for a mark, with its rubric, and ask.",
+    )
+    mark.add_argument("--from", dest="csv", metavar="CSV", help="the file with the marks")
+    feedback = commands.add_parser(
+        "feedback",
+        help="write a page for each student",
+        description="Write DIR/feedback/STUDENT/ASSIGNMENT/ASSIGNMENT.html.",
+    )
+    export = commands.add_parser(
+        "export",
+        help="write the gradebook",
+        description="Print the gradebook: a line a question (csv), or a column an assignment for "
+        "the import of Canvas or Moodle.",
+    )
+    export.add_argument("--to", choices=("csv", "canvas", "moodle"), default="csv")
+    export.add_argument("--file", metavar="FILE", help="write it here instead of printing it")
+    for command in (mark, feedback, export):
+        command.add_argument("--out", required=True, metavar="DIR", help="as given to course grade")
+    commands.add_parser(
+        "doctor",
+        help="say how well this machine can shut in students' code",
+        description="Try the ways of running students' code in a sandbox. Exit status: 0 it is "
+        "shut in, 1 it is held by limits alone.",
+    )
     return parser
+
+
+def _grading_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, metavar="DIR", help="what course release wrote")
+    parser.add_argument(
+        "--submissions",
+        required=True,
+        metavar="DIR",
+        help="a folder for each student with the notebook in it, or nbgrader's submitted/",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where records are written")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="submissions at the same time (default 1)"
+    )
+
+
+def _release(options: argparse.Namespace) -> int:
+    from course_lib.homework.release import release
+
+    print(release(options.sources, options.out, options.secret))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from course_lib.homework.student_check import check_notebook, report
+
+    verdicts, remarks = check_notebook(options.notebook, options.release)
+    print(report(options.notebook, verdicts, remarks))
+    return 0 if all(verdict.status in ("passed", "by hand") for verdict in verdicts) else 1
+
+
+def _grade(options: argparse.Namespace) -> int:
+    from course_lib.homework.classroom import grade
+
+    where = (options.bundle, options.submissions, options.out)
+    again = options.command == "regrade"
+    students = frozenset(options.student) if again else frozenset()
+    print(grade(*where, jobs=options.jobs, again=again, students=students))
+    return 0
+
+
+def _mark(options: argparse.Namespace) -> int:
+    from course_lib.homework.mark import mark_by_asking, mark_from_csv
+
+    print(mark_from_csv(options.out, options.csv) if options.csv else mark_by_asking(options.out))
+    return 0
+
+
+def _feedback(options: argparse.Namespace) -> int:
+    from course_lib.homework.mark import feedback
+
+    print(feedback(options.out))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from course_lib.homework.grade import write_text
+    from course_lib.homework.gradebook import export
+
+    table = export(options.out, options.to)
+    if options.file:
+        write_text(table, Path(options.file))
+    else:
+        print(table, end="")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from course_lib.homework.sandbox import doctor
+
+    words, shut_in = doctor()
+    print(words)
+    return 0 if shut_in else 1
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "release": _release,
+    "check": _check,
+    "grade": _grade,
+    "regrade": _grade,
+    "mark": _mark,
+    "feedback": _feedback,
+    "export": _export,
+    "doctor": _doctor,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 1 when a check finds something wrong, 2 for input it cannot use."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "release":
-            from course_lib.homework.release import release
-
-            print(release(options.sources, options.out, options.secret))
-            return 0
-        from course_lib.homework.student_check import check_notebook, report
-
-        verdicts, remarks = check_notebook(options.notebook, options.release)
-        print(report(options.notebook, verdicts, remarks))
-        return 0 if all(verdict.status in ("passed", "by hand") for verdict in verdicts) else 1
+        return _COMMANDS[options.command](options)
     except HomeworkError as error:
         print(error, file=sys.stderr)
         return 2

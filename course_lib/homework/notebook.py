@@ -184,7 +184,7 @@ def defined_names(source: str) -> list[str]:
     """
     try:
         body = ast.parse(_without_magics(source)).body
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return re.findall(r"^def\s+(\w+)", source, re.MULTILINE)
     names = []
     for statement in body:

@@ -34,6 +34,7 @@ from course_lib.homework.contract import derive_seed
 from course_lib.homework.execute import CellRun, run_notebooks
 from course_lib.homework.notebook import HomeworkError
 
+SETTINGS = "assignment.toml"
 TEXT_STUB = "YOUR ANSWER HERE"
 _MARK = "# NBVAL_CHECK_OUTPUT"
 _HIDDEN_RNG = re.compile(r"hidden_rng\(\s*[\"']([^\"']+)[\"']\s*\)")
@@ -48,6 +49,7 @@ class Bundle:
     released: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    settings: Path | None = None  # the assignment file beside the source
 
 
 def find_sources(paths: Sequence[str | Path]) -> dict[str, list[Path]]:
@@ -81,7 +83,7 @@ def build(assignment: str, paths: Sequence[Path], secret: bytes) -> Bundle:
         cell that ends in a value, a source that does not score full marks, a release that does not
         score 0, or expected outputs that the released checks do not print.
     """
-    bundle = Bundle(assignment)
+    bundle = Bundle(assignment, settings=paths[0].parent / SETTINGS)
     problems: list[str] = []
     for path in paths:
         source = with_seeds(nb.read_notebook(path), secret)
@@ -541,6 +543,12 @@ def write(bundle: Bundle, out: Path, secret: bytes) -> None:
             nb.write_notebook(released, release / ".pristine" / f"{name}.ipynb")
             nb.write_notebook(bundle.sources[name], source / f"{name}.ipynb")
         _write_json(pristine, release / ".pristine" / "manifest.json")
+        # A deadline that the teacher wrote into the bundle outlives another release.
+        kept_settings = out / "source" / bundle.assignment / SETTINGS
+        for settings in (bundle.settings, kept_settings):
+            if settings and settings.is_file():
+                shutil.copyfile(settings, source / SETTINGS)
+                break
         for kind, folder in (("release", release), ("source", source)):
             target = out / kind / bundle.assignment
             target.parent.mkdir(exist_ok=True)

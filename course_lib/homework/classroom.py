@@ -1,0 +1,181 @@
+"""A run over a whole class, one submission after another or several at once."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from course_lib.homework import gradebook, submissions
+from course_lib.homework.assignment import Assignment, read_bundle
+from course_lib.homework.grade import Order, do, in_order, write_json, write_text
+from course_lib.homework.notebook import HomeworkError, number_text
+from course_lib.homework.sandbox import WARNING, probe, refuse_visible
+from course_lib.homework.submissions import Submission
+
+_bundle: dict[str, Assignment] = {}
+
+
+def grade(
+    bundle: str | Path,
+    handed_in: str | Path,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    again: bool = False,
+    students: frozenset[str] = frozenset(),
+) -> str:
+    """Grade a class into ``out`` and write its gradebook; return the summary to print.
+
+    ``again`` grades also what has a record; ``students``, when there are any, limits the run.
+
+    Raises
+    ------
+    HomeworkError
+        The bundle, a folder or this machine does not allow it; nothing was graded then.
+    """
+    if jobs < 1:
+        raise HomeworkError(f"--jobs must be at least 1, not {jobs}.")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise HomeworkError(f"{out} is a file; --out names a folder.")
+    assignments = read_bundle(bundle)
+    refuse_visible(bundle, handed_in, out)
+    work = submissions.find(handed_in, assignments)
+    missing = students - {entry.student for entry in work}
+    if missing:
+        raise HomeworkError(f"There is no submission of {', '.join(sorted(missing))}.")
+    work = [entry for entry in work if not students or entry.student in students]
+    level, _ = probe()
+    if level == "rlimits":
+        print(WARNING, file=sys.stderr)
+    for assignment in assignments.values():
+        policy = {"deadline": assignment.deadline, "late": assignment.late}
+        write_json(policy, out / "assignments" / f"{assignment.name}.json")
+    order = Order(str(Path(bundle).resolve()), str(out.resolve()), level, again)
+    runner = in_order if jobs == 1 else _at_once(jobs)
+    counts: Counter[str] = Counter()
+    begun = time.monotonic()
+    for done, (entry, what, record) in enumerate(runner(order, assignments, work), 1):
+        counts[what] += 1
+        left = (time.monotonic() - begun) / done * (len(work) - done)
+        _progress(f"[{done}/{len(work)}] {_line(entry, what, record)}", left)
+    write_text(gradebook.export(out, "csv"), out / "gradebook.csv")
+    return summary(out, counts, level, time.monotonic() - begun)
+
+
+def _progress(line: str, left: float) -> None:
+    more = f"; about {left / 60:.0f} min left" if left > 90 else f"; about {left:.0f} s left"
+    print(line + (more if left > 1 else ""), flush=True)
+
+
+def plain(name: str) -> str:
+    """A name as a terminal can show it safely."""
+    return "".join(c if c.isprintable() else "�" for c in name)
+
+
+def _line(entry: Submission, what: str, record: dict | None) -> str:
+    who = f"{plain(entry.student)}  {entry.assignment}"
+    if record is None:
+        return f"{who}: left alone, another run is grading it."
+    points = number_text(round(sum(r["points"] for r in record["questions"]), 4))
+    most = number_text(sum(r["max"] for r in record["questions"]))
+    words = f"{who}: {points} of {most}" if record["status"] != "rejected" else f"{who}: rejected"
+    return words + (" (graded before)" if what == "kept" else f", {record['seconds']:.1f} s")
+
+
+def _start(bundle: str) -> None:
+    """In each process of a pool: end with the one that started it, and read the bundle once."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _bundle.update(read_bundle(bundle))
+
+
+def _task(order: Order, submission: Submission) -> tuple[str, dict | None]:
+    return do(order, _bundle[submission.assignment], submission)
+
+
+def _at_once(jobs: int) -> Any:
+    """A runner with several processes. One that dies costs its submission another attempt."""
+
+    def run(
+        order: Order, _: dict[str, Assignment], work: list[Submission]
+    ) -> Iterator[tuple[Submission, str, dict | None]]:
+        waiting, lost = list(work), 0
+        while waiting:
+            done: list[Submission] = []
+            with ProcessPoolExecutor(
+                jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(order.bundle,)
+            ) as pool:
+                futures = {pool.submit(_task, order, entry): entry for entry in waiting}
+                try:
+                    for future in as_completed(futures):
+                        result = future.result()
+                        done.append(futures[future])
+                        yield futures[future], *result
+                except BrokenProcessPool:
+                    lost += 1
+            waiting = [entry for entry in waiting if entry not in done]
+            if waiting and lost > 3:
+                raise HomeworkError(
+                    f"Processes of the grader were killed {lost} times. {len(done)} submissions "
+                    "are graded; start the command again to go on, with fewer --jobs perhaps."
+                )
+
+    return run
+
+
+def summary(out: Path, counts: Counter[str], level: str, seconds: float) -> str:
+    """What a teacher wants to know after a run."""
+    table = gradebook.rows(out)
+    sums = gradebook.totals(table)
+    lines = [
+        f"{counts['new']} graded, {counts['kept']} kept from before, {counts['busy']} left to "
+        f"another run, in {seconds:.0f} s. Isolation: {level}."
+    ]
+    for assignment in sorted({row["assignment"] for row in table}):
+        marks = [(s, p, m) for (s, a), (p, m) in sums.items() if a == assignment]
+        lines.append(f"{assignment}: {len(marks)} submissions, {number_text(marks[0][2])} points")
+        lines += _distribution([points / most if most else 0.0 for _, points, most in marks])
+        lines += _hardest([row for row in table if row["assignment"] == assignment])
+    look = [row for row in table if row["status"] in ("timeout", "crashed", "rejected")]
+    seen = dict.fromkeys((row["student"], row["assignment"], row["status"]) for row in look)
+    if seen:
+        lines.append("Worth a look:")
+        lines += [f"  {plain(who)}, {what}: {status}" for who, what, status in list(seen)[:20]]
+        lines += [f"  and {len(seen) - 20} more"] if len(seen) > 20 else []
+    waiting = sum(row["status"] == "needs_manual" for row in table)
+    if waiting:
+        lines.append(f"{waiting} answers wait for a mark by hand: course mark --out {out}")
+    lines.append(f"Gradebook: {out / 'gradebook.csv'}")
+    return "\n".join(lines)
+
+
+def _distribution(shares: list[float]) -> list[str]:
+    bins = Counter(min(4, int(5 * max(0.0, share))) for share in shares)
+    return [
+        f"  {20 * k:3d} to {20 * k + 20:3d} %  {'#' * round(40 * bins[k] / len(shares))} {bins[k]}"
+        for k in range(5)
+    ]
+
+
+def _hardest(table: list[dict[str, Any]]) -> list[str]:
+    asked = dict.fromkeys(row["question"] for row in table if row["max"])
+    missed = {}
+    for question in asked:
+        mine = [row for row in table if row["question"] == question]
+        decided = [row for row in mine if row["status"] not in ("needs_manual", "rejected")]
+        if decided:
+            short = sum(row["points"] < row["max"] for row in decided)
+            missed[question] = (short / len(decided), short, len(decided))
+    worst = sorted(missed.items(), key=lambda entry: -entry[1][0])[:3]
+    words = [f"{question} ({short} of {of})" for question, (_, short, of) in worst if short]
+    return [f"  most often not right: {', '.join(words)}"] if words else []
