@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
