@@ -91,6 +91,7 @@ def main(argv: list[str]) -> int:
     from measuring import complaints
 
     CONTESTS = contests.CONTESTS | learned.CONTESTS
+    order = list(contests.TASKS | learned.TASKS)
 
     target, *names = argv
     unknown = sorted(set(names) - set(CONTESTS))
@@ -102,6 +103,7 @@ def main(argv: list[str]) -> int:
         for row in CONTESTS[name]():
             rows.append(row)
             print("\n".join(lines(row)), flush=True)
+    rows.sort(key=lambda row: order.index(row["id"]))
     record = {
         "schema": 1,
         "date": date.today().isoformat(),
