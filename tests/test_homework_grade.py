@@ -326,8 +326,7 @@ def graded(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("hostile")
     hostile.write_bundle(folder / "bundle")
     hostile.write_class(folder / "class", walls=WALLS)
-    # Much of the time is waiting for what does not end.
-    arguments = ("--submissions", folder / "class", "--out", folder / "out", "--jobs", 3)
+    arguments = ("--submissions", folder / "class", "--out", folder / "out")
     assert course("grade", "--bundle", folder / "bundle", *arguments) == 0
     found: dict = {}
     for row in gradebook.rows(folder / "out"):
