@@ -23,6 +23,7 @@ __all__ = [
     "is_sparse",
     "namespace",
     "norm",
+    "require",
     "to_float",
     "to_numpy",
     "zeros",
@@ -30,6 +31,22 @@ __all__ = [
 
 Array = Any
 _NUMPY = array_namespace(np.empty(0))
+
+
+def require(rule: Any, message: str) -> None:
+    """Raise ``ValueError`` with this message unless the rule holds.
+
+    The message is made whether it is needed or not: it must cost little, and be possible to make.
+
+    Examples
+    --------
+    >>> require(2 <= 1, "rank is too large: expected at most 1, got 2")
+    Traceback (most recent call last):
+    ...
+    ValueError: rank is too large: expected at most 1, got 2
+    """
+    if not rule:
+        raise ValueError(message)
 
 
 def namespace(*arrays: Array):
@@ -233,8 +250,10 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
     return namespace(like).zeros(shape, dtype=like.dtype, device=device(like))
 
 
-def check_alike(x: Array, name: str, like: Array, like_name: str) -> None:
+def check_alike(x: Array, name: str, like: Array | None, like_name: str) -> None:
     """Raise ``ValueError`` unless ``x`` has the library, dtype and device of ``like``.
+
+    Anything is like None: so it is with the ``like`` of operators that hold no numbers.
 
     Examples
     --------
@@ -244,7 +263,10 @@ def check_alike(x: Array, name: str, like: Array, like_name: str) -> None:
     ...
     ValueError: y and A must have one dtype: expected float64, got float32
     """
+    if like is None:
+        return
     namespace(x, like)
+    # Each product with an operator asks this: no message is made unless it is needed.
     if x.dtype != like.dtype:
         raise ValueError(
             f"{name} and {like_name} must have one dtype: expected {like.dtype}, got {x.dtype}"

@@ -271,6 +271,7 @@ def test_asarray_like_and_zeros(like):
 
 
 def test_check_alike(torch):
+    check_alike(np.ones(2), "y", None, "A")
     check_alike(np.ones(2), "y", np.ones(3), "A")
     with pytest.raises(ValueError, match="y and A must have one dtype: expected float64, got f"):
         check_alike(np.ones(2, np.float32), "y", np.ones(3), "A")

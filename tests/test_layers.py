@@ -50,7 +50,7 @@ PUBLIC = {
     "newton_cg newton_rule ode tikhonov tikhonov_fourier unrolled",
     "autodiff": "all_reduce attach batched gradient gradient_and_hvp hvp partials",
     "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
-    "is_sparse namespace norm to_float to_numpy zeros",
+    "is_sparse namespace norm require to_float to_numpy zeros",
     "checks": "Check GradientTable adjoint gradients prox slope taylor",
     "choice": "Choice Fit Smoother discrepancy evidence gcv golden_section k_fold l_curve loocv "
     "oracle smoother sure",
