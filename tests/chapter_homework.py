@@ -3,13 +3,16 @@
 Answers and checks run in two namespaces with JSON between them, as a grader would run them.
 """
 
+import copy
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from course_lib.homework import cli, contract
+from course_lib.homework import cli, contract, release
 from course_lib.homework import notebook as nb
 from course_lib.homework.contract import WrongAnswer
 
@@ -90,6 +93,34 @@ class Chapter:
         assert said.count("passed ") == len(self.questions) - len(words)
 
 
+class Grader:
+    """`course grade` for single questions of a chapter, with one sandbox for all of them."""
+
+    def __init__(self, chapter: Chapter):
+        from course_lib.homework import assignment, sandbox
+
+        source = release.with_seeds(chapter.notebook, b"a secret of the tests, 32 bytes.")
+        self.task = assignment.Task(
+            chapter.name, source, release.release_notebook(source), nb.questions(source)
+        )
+        self.worker = sandbox.Worker(sandbox.probe()[0], sandbox.Limits(), self.task.set_up)
+
+    def grade(self, question: str, answers: dict[str, str]) -> dict:
+        """The result of one question for a student who has the source's answers but for these."""
+        from course_lib.homework.grade import grade_notebook
+
+        student = copy.deepcopy(self.task.source)
+        for cell in student.cells:
+            cell.source = answers.get(nb.grade_id(cell), cell.source)
+        mine = [entry for entry in self.task.questions if entry.id == question]
+        return grade_notebook(replace(self.task, questions=mine), student, self.worker)[0]
+
+    def passed(self, result: dict, kind: str) -> bool:
+        """Whether the visible or the hidden check of a question passed."""
+        name = f"{result['question']}-{kind}"
+        return next(entry["passed"] for entry in result["checks"] if entry["grade_id"] == name)
+
+
 class HomeworkTests:
     """Inherited by the test class of each chapter, which sets what is declared here."""
 
@@ -125,6 +156,36 @@ class HomeworkTests:
             self.chapter.run(question, {f"{question}-{cell}": source})
         assert words in str(caught.value)
         assert f"wrong: {caught.value}" in capsys.readouterr().out
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def grader(cls):
+        """The chapter's grader, which is started by the first question."""
+        if sys.platform != "linux":
+            pytest.skip("students' code is run on Linux only")
+        grader = Grader(cls.chapter)
+        with grader.worker:
+            yield grader
+
+    def test_the_grader_tells_wrong_answers_the_same_words(self, wrong_answer, grader):
+        question, cell, source, words = wrong_answer
+        result = grader.grade(question, {f"{question}-{cell}": source})
+        assert not grader.passed(result, "visible")
+        # An empty cell counts as not answered, and no check has to find that out.
+        assert (words if source else "a stub is left") in result["message"]
+        assert result["status"] in ("graded", "partial")
+
+    def test_the_grader_gives_right_answers_by_another_way_their_points(self, right_answer, grader):
+        question, answers, *kinds = right_answer
+        result = grader.grade(question, answers)
+        for kind in kinds or ("visible", "hidden"):
+            assert grader.passed(result, kind), result["message"]
+        assert kinds or result["points"] == result["max"]
+
+    def test_the_grader_sees_answers_made_for_the_visible_numbers(self, fitted_answer, grader):
+        result = grader.grade(*fitted_answer)
+        assert not grader.passed(result, "hidden")
+        assert result["message"]
 
     def test_every_question_has_wrong_answers(self):
         for entry in self.chapter.questions:

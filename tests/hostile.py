@@ -8,8 +8,10 @@ submissions differ in the answer to q1 alone, and then q2 and q3 must keep their
 # ruff: noqa: E501
 
 import copy
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from course_lib.homework import release
 NAME, SECRET = "small", b"a secret of the tests, 32 bytes."
 SETTINGS = """
 [limits]
-seconds = 1.5
+seconds = 4
 memory_mb = 200
 processes = 8
 output_mb = 0.2
@@ -227,6 +229,23 @@ CODE = [
           "try:\n    for i in range(100):\n        with open(f'full{i}', 'wb') as f:\n"
           "            f.write(b'0' * (1 << 20))\nexcept OSError:\n    pass\n" + RIGHT,
           "graded", 3),
+    _code("memory-segments", "fills shared memory that belongs to no process",
+          "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+          "for _ in range(100):\n    m = libc.shmget(0, 50 << 20, 0o1600)\n    if m < 0:\n"
+          "        break\n    p = libc.shmat(m, None, 0)\n    ctypes.memset(p, 1, 50 << 20)\n"
+          "    libc.shmdt(ctypes.c_void_p(p))\n" + _wrong("if m >= 0:\n    while True:\n        pass"),
+          "graded", 0, rest=Q3),
+    _code("memory-names", "fills files without a name",
+          _wrong("import os\nheld = []\ntry:\n    for _ in range(240):\n"
+                 "        held.append(os.memfd_create('x'))\n        os.write(held[-1], bytes(3 << 20))\n"
+                 "    while True:\n        pass\nexcept OSError:\n    pass"),
+          "graded", 0, rest=Q3),
+    _code("messages", "leaves what the hidden check showed for its next run to print",
+          "import os\nplaces = ['/tmp/seen', '/dev/shm/seen']\nfor p in places:\n"
+          "    if os.path.exists(p):\n        print('SEEN', open(p).read())\n"
+          "def double(x):\n    for p in places:\n        with open(p, 'a') as f:\n"
+          "            f.write(str(x))\n    return 7.0 * x if np.ndim(x) else x + x",
+          "partial", 1, rest=4, walls=True),
     _code("numpy", "patches NumPy so that everything is close",
           _wrong("np.linalg.norm = lambda *a, **k: 0.0\nnp.allclose = lambda *a, **k: True"),
           "graded", 0, rest=Q3),
@@ -254,6 +273,12 @@ CODE = [
     _code("json", "patches json so that every reply is 6",
           _wrong("import json\njson.dumps = lambda *a, **k: '{\"status\": \"value\", \"value\": 6}'"),
           "crashed", 0, rest=Q3),
+    _code("audit", "forbids Python every further step by an audit hook",
+          "import sys\ndef hook(*a):\n    raise SystemExit\n" + _wrong("sys.addaudithook(hook)"),
+          "graded|crashed", 0, rest=Q3),
+    _code("tracer", "changes what its function returns while it is watched",
+          "import sys\ndef trace(frame, event, value):\n    raise MemoryError\n"
+          + _wrong("sys.settrace(trace)"), "graded|crashed", 0, rest=Q3),
     _code("modules", "puts a false NumPy among the modules",
           _wrong("import sys, types\nsys.modules['numpy'] = types.ModuleType('numpy')"), "graded", 0,
           rest=Q3),
@@ -277,6 +302,13 @@ CODE = [
           rest=Q3),
     _code("big-number", "returns a number of 5,000 digits", "def double(x):\n    return 10**5000",
           "graded", 0, rest=Q3),
+    _code("nan", "returns NaN", "def double(x):\n    return np.nan * x", "graded", 0, rest=Q3),
+    _code("text", "returns the right number as a text",
+          "def double(x):\n    return str(2 * x)", "graded", 0, rest=Q3),
+    _code("objects", "returns an array of Python objects",
+          "def double(x):\n    return np.array(2 * x, dtype=object)", "graded", 0, rest=Q3),
+    _code("input", "asks a question at the keyboard",
+          "def double(x):\n    return float(input('twice x? '))", "graded", 0, rest=Q3),
     _code("equal", "returns an object that is equal to everything",
           "class Yes:\n    def __eq__(self, other):\n        return True\n"
           "    def __float__(self):\n        return 6.0\n    __hash__ = None\n"
@@ -348,6 +380,16 @@ CODE = [
 UNUSUAL = [
     _code("magic", "right, with %matplotlib and !pip lines",
           "%matplotlib inline\n!pip install nothing\n" + RIGHT, "graded", 3),
+    _code("magic-call", "right, with magics by get_ipython()",
+          "get_ipython().run_line_magic('matplotlib', 'inline')\n%%time\n" + RIGHT, "graded", 3),
+    _code("late-error", "right, with an error after the answer",
+          RIGHT + "\nassert double(3) == 7, 'my own test'", "graded", 3),
+    _code("late-exit", "right, with exit() after the answer", RIGHT + "\nexit()", "graded", 3),
+    _code("future", "right, with annotations from the future",
+          "from __future__ import annotations\ndef double(x: Array) -> Array:\n    return x + x",
+          "graded", 3),
+    _code("closed-output", "right, with its output closed",
+          "import sys\nsys.stdout.close()\nsys.stderr = None\n" + RIGHT, "graded", 3),
     _code("warnings", "right, with warnings on standard error",
           "import sys, warnings\ndef double(x):\n    warnings.warn('careful')\n"
           "    print('careful', file=sys.stderr)\n    return x + x", "graded", 3),
@@ -358,7 +400,7 @@ UNUSUAL = [
     _code("main", "right, with a main program and display",
           RIGHT + "\nif __name__ == '__main__':\n    display(double(2))", "graded", 3),
     _code("slow", "right, and slow within the limit",
-          "import time\ndef double(x):\n    time.sleep(0.1)\n    return x + x", "graded", 3),
+          "import time\ndef double(x):\n    time.sleep(0.2)\n    return x + x", "graded", 3),
     _code("child", "right, by a process of its own",
           "import subprocess, sys\ndef double(x):\n    subprocess.run(['true'], check=True)\n"
           "    return x + x", "graded", 3),
@@ -443,6 +485,28 @@ def _no_ids(text: str) -> str:
     return json.dumps(content)
 
 
+def _version_4_0(text: str) -> str:
+    content = json.loads(_no_ids(text))
+    content["nbformat_minor"], content["metadata"] = 0, {}
+    for cell in content["cells"]:
+        cell["source"] = cell["source"] and "".join(cell["source"]).splitlines(keepends=True)
+        cell["prompt_number"] = 1
+    return json.dumps(content)
+
+
+def _deep(text: str) -> str:
+    content = json.loads(text)
+    content["metadata"]["course"]["notebook"] = content["cells"][0]["id"] = "DEEP"
+    return json.dumps(content).replace('"DEEP"', "[" * 900 + "]" * 900)
+
+
+def _zipped(folder: Path) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{NAME}.ipynb", bytes(10**7))
+    _raw(stream.getvalue())(folder)
+
+
 def _kernel(notebook):
     notebook.metadata["kernelspec"] = {"name": "julia-1.9", "display_name": "Julia"}
 
@@ -511,6 +575,8 @@ FILES = [
     Hostile("kernel", "another kernel's name", _changed(_kernel), "graded", 3),
     Hostile("version-3", "a notebook of version 3", _version_3, "graded", 3),
     Hostile("version-4.2", "a notebook without cell ids", _text(_no_ids), "graded", 3),
+    Hostile("version-4.0", "a notebook of version 4.0", _text(_version_4_0), "graded", 3),
+    Hostile("deep", "metadata and ids that are lists, 900 deep", _text(_deep), "graded", 3),
     Hostile("nbgrader", "in nbgrader's folders", _files((f"{NAME}/{NAME}.ipynb", {}, 1e9)),
             "graded", 3),
     Hostile("two", "two submissions, the newest is right",
@@ -543,6 +609,9 @@ FILES = [
     _rejected("fifo", "a pipe that nobody writes to", _fifo),
     _rejected("folder", "a folder with the name of a notebook", _folder),
     _rejected("archive", "an archive", _raw(b"PK\3\4" + bytes(100), "work.zip")),
+    _rejected("archive-bomb", "an archive bomb with the name of a notebook", _zipped),
+    _rejected("letters", "five million letters in its cells", _raw(json.dumps(
+        {"cells": [{"cell_type": "code", "source": "x" * 500_000}] * 10}).encode())),
     _rejected("nothing", "an empty folder", lambda folder: folder.mkdir()),
     _rejected("other", "another notebook", _other),
 ]  # fmt: skip

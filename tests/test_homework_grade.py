@@ -32,7 +32,6 @@ from course_lib.homework import (
     mark,
     release,
     sandbox,
-    submissions,
     trusted,
     worker,
 )
@@ -65,12 +64,20 @@ def run(level: str, source: str, *calls: tuple, limits: Limits = SMALL) -> list:
 
 # The sandbox --------------------------------------------------------------------------------------
 
-BWRAP = bool(shutil.which("bwrap"))
-NAMESPACES = "namespaces" not in sandbox.probe()[1]
+
+def missing(level: str) -> str:
+    """Why this machine does not offer a level: one may work where another is forbidden."""
+    try:
+        with Worker(level, SMALL, SET_UP) as student:
+            student.start()
+    except (HomeworkError, OSError) as error:
+        return str(error)
+    return ""
+
+
 LEVELS = [
-    pytest.param("bwrap", marks=pytest.mark.skipif(not BWRAP, reason="bubblewrap is missing")),
-    pytest.param("namespaces", marks=pytest.mark.skipif(not NAMESPACES, reason="no namespaces")),
-    "rlimits",
+    pytest.param(level, marks=pytest.mark.skipif(bool(why), reason=why))
+    for level, why in ((level, missing(level)) for level in sandbox.LEVELS)
 ]
 
 
@@ -122,7 +129,9 @@ def test_limits_of_processes_files_and_memory_are_errors_in_the_code(level):
     )
     _, error, count = run(level, source, ("error",), ("count",))
     assert error["value"] == "BlockingIOError MemoryError OSError"
-    assert count["value"] <= 8
+    # Without walls the limit counts all that an ordinary user runs, and what ends makes room.
+    shared = level == "rlimits" and os.geteuid() != 0
+    assert count["value"] <= (64 if shared else 8)
 
 
 @pytest.mark.skipif(not WALLS, reason="this machine has no isolation but limits")
@@ -273,50 +282,6 @@ def test_nothing_of_a_hidden_check_comes_out_in_words():
     assert "0815" in str(trusted.checked(reply, hidden=False))
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-@settings(max_examples=150, deadline=None)
-def test_any_bytes_are_a_notebook_or_refused_with_a_sentence(raw):
-    try:
-        submissions.read_notebook(raw, "hw.ipynb")
-    except HomeworkError as error:
-        assert str(error).startswith("hw.ipynb ")
-
-
-json_values = st.recursive(
-    st.none() | st.integers() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["cells", "worksheets", "metadata", "source", "input", "nbgrader", "id",
-                         "grade_id", "cell_type", "course"]), inner, max_size=5),
-    max_leaves=20,
-)  # fmt: skip
-
-
-@given(json_values, json_values)
-@settings(max_examples=150, deadline=None)
-def test_any_json_is_a_notebook_or_refused(cells, rest):
-    task = next(iter(assignments_of_small().values())).tasks["small"]
-    for content in (rest, {"cells": [cells, rest], "metadata": rest}):
-        try:
-            notebook = submissions.read_notebook(json.dumps(content).encode(), "hw.ipynb")
-        except HomeworkError:
-            continue
-        grade.find_answers(notebook, task.pristine)
-
-
-_small: dict = {}
-
-
-def assignments_of_small() -> dict:
-    """The small homework's assignment, made once."""
-    if not _small:
-        source = hostile.source()
-        task = assignments.Task(
-            "small", source, release.release_notebook(source), nb.questions(source)
-        )
-        _small["small"] = assignments.Assignment("small", {"small": task}, SMALL)
-    return _small
-
-
 # The hostile class --------------------------------------------------------------------------------
 
 
@@ -327,7 +292,7 @@ def graded(tmp_path_factory) -> tuple[Path, dict]:
     hostile.write_bundle(folder / "bundle")
     hostile.write_class(folder / "class", walls=WALLS)
     arguments = ("--submissions", folder / "class", "--out", folder / "out")
-    assert course("grade", "--bundle", folder / "bundle", *arguments) == 0
+    assert course("grade", "--bundle", folder / "bundle", *arguments, "--jobs", 2) == 0
     found: dict = {}
     for row in gradebook.rows(folder / "out"):
         found.setdefault(row["student"], {})[row["question"]] = row
@@ -355,6 +320,12 @@ def test_every_entry_of_the_class_has_a_record_inside_the_folder(graded):
     # Python's own tracker of shared memory stays until the end.
     left = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
     assert not [command for command in left if b"resource_tracker" not in command]
+
+
+@pytest.mark.skipif(not WALLS, reason="this machine has no isolation but limits")
+def test_no_question_leaves_a_message_for_another_run(graded):
+    record = next(r for r in grade.read_records(graded[0] / "out") if r["student"] == "messages")
+    assert "SEEN" not in json.dumps(record)
 
 
 def test_the_teachers_guide_has_the_table_of_the_class():

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.homework import answers, cli, release, student_check
+from course_lib.homework import answers, classroom, cli, grade, release, student_check
 from course_lib.homework import notebook as nb
 from course_lib.homework.notebook import HomeworkError
 
@@ -705,11 +705,21 @@ def test_nbgrader_uses_the_same_source(bundle, tmp_path):
         saved(notebook, folder / "submitted" / student / "02_tikhonov" / "02_tikhonov.ipynb")
     nbgrader(folder, "autograde", "02_tikhonov", "--create")
     with sqlite3.connect(folder / "gradebook.db") as database:
-        marks = database.execute(
-            "select student.id, sum(grade.auto_score) from grade"
+        found = database.execute(
+            "select student.id, base_cell.name, grade.auto_score from grade"
+            " join base_cell on grade.cell_id = base_cell.id"
             " join submitted_notebook on grade.notebook_id = submitted_notebook.id"
             " join submitted_assignment"
             " on submitted_notebook.assignment_id = submitted_assignment.id"
-            " join student on submitted_assignment.student_id = student.id group by student.id"
+            " join student on submitted_assignment.student_id = student.id"
         ).fetchall()
-    assert dict(marks) == {"right": 40, "wrong": 6}
+    points = {(student, name): score for student, name, score in found if score is not None}
+    marks = {s: sum(p for (t, _), p in points.items() if t == s) for s in ("right", "wrong")}
+    assert marks == {"right": 40, "wrong": 6}
+    if sys.platform == "linux":  # course grade gives each cell the same
+        classroom.grade(bundle, folder, tmp_path / "graded")
+        records = grade.read_records(tmp_path / "graded")
+        checks = [(r["student"], c) for r in records for q in r["questions"] for c in q["checks"]]
+        ours = {(student, c["grade_id"]): c["max"] * c["passed"] for student, c in checks}
+        assert ours == {key: score for key, score in points.items() if key in ours}
+        assert sum(ours.values()) == 46

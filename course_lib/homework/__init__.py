@@ -16,6 +16,7 @@ NumPy, so that a check can run where the student's code cannot reach it.
 `trusted`        replies from there, checked
 `grade`          ``course grade`` for one submission, and its record
 `classroom`      ``course grade`` for a class
+`several`        several submissions at once; `process` is what grades, `cluster` is Dask
 `gradebook`      records, marks by hand and lateness put together; ``course export``
 `mark`           ``course mark`` and ``course feedback``
 `cli`            the command line

@@ -9,7 +9,8 @@ cells, outputs, metadata.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,15 @@ class Answer:
 
 def find_answers(student: Any, pristine: Any) -> dict[int, Answer]:
     """The student's source for each answer cell of the pristine notebook, by its index there."""
+    names_of = functools.cache(lambda source: frozenset(defined_names(source)))
     return {
-        index: _find(student, cell)
+        index: _find(student, cell, names_of)
         for index, cell in enumerate(pristine.cells)
         if role(cell) in ("answer", "manual")
     }
 
 
-def _find(student: Any, cell: Any) -> Answer:
+def _find(student: Any, cell: Any, names_of: Callable[[str], frozenset[str]]) -> Answer:
     same_kind = [other for other in student.cells if other.cell_type == cell.cell_type]
     names = set(answer_names(cell)) if cell.cell_type == "code" else set()
 
@@ -43,7 +45,8 @@ def _find(student: Any, cell: Any) -> Answer:
         yield "", [other for other in same_kind if grade_id(other) == grade_id(cell)]
         yield "", [other for other in same_kind if other.get("id") == cell.get("id")]
         # Last and not before: this reads code that anybody may have written.
-        named = [other for other in same_kind if names & set(defined_names(other.source))]
+        likely = [other for other in same_kind if any(name in other.source for name in names)]
+        named = [other for other in likely if names & names_of(other.source)]
         yield f"found by the name {', '.join(sorted(names))}", named
 
     found = False

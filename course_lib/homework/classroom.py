@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
+import contextlib
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from course_lib.homework import gradebook, submissions
 from course_lib.homework.assignment import Assignment, read_bundle
-from course_lib.homework.grade import Order, do, in_order, write_json, write_text
+from course_lib.homework.cli import stop_printing
+from course_lib.homework.grade import Order, in_order, write_json, write_text
 from course_lib.homework.notebook import HomeworkError, number_text
-from course_lib.homework.sandbox import WARNING, probe, refuse_visible
+from course_lib.homework.sandbox import LEVELS, WARNING, probe, refuse_visible
 from course_lib.homework.submissions import Submission
-
-_bundle: dict[str, Assignment] = {}
 
 
 def grade(
@@ -30,17 +25,21 @@ def grade(
     out: str | Path,
     *,
     jobs: int = 1,
+    scheduler: str | None = None,
     again: bool = False,
     students: frozenset[str] = frozenset(),
 ) -> str:
     """Grade a class into ``out`` and write its gradebook; return the summary to print.
 
-    ``again`` grades also what has a record; ``students``, when there are any, limits the run.
+    ``jobs`` submissions are graded at once, or as many as the workers of the Dask cluster at the
+    address ``scheduler`` can take. ``again`` grades also what has a record; ``students``, when
+    there are any, limits the run.
 
     Raises
     ------
     HomeworkError
-        The bundle, a folder or this machine does not allow it; nothing was graded then.
+        The bundle, a folder, this machine or the cluster does not allow it, or some submissions
+        could not be graded; what was graded has its record.
     """
     if jobs < 1:
         raise HomeworkError(f"--jobs must be at least 1, not {jobs}.")
@@ -54,27 +53,76 @@ def grade(
     if missing:
         raise HomeworkError(f"There is no submission of {', '.join(sorted(missing))}.")
     work = [entry for entry in work if not students or entry.student in students]
-    level, _ = probe()
-    if level == "rlimits":
-        print(WARNING, file=sys.stderr)
+    level = _level(scheduler)
     for assignment in assignments.values():
         policy = {"deadline": assignment.deadline, "late": assignment.late}
         write_json(policy, out / "assignments" / f"{assignment.name}.json")
-    order = Order(str(Path(bundle).resolve()), str(out.resolve()), level, again)
-    runner = in_order if jobs == 1 else _at_once(jobs)
+    order = Order(out.resolve(), level, again)
     counts: Counter[str] = Counter()
+    levels = set()
     begun = time.monotonic()
-    for done, (entry, what, record) in enumerate(runner(order, assignments, work), 1):
-        counts[what] += 1
-        left = (time.monotonic() - begun) / done * (len(work) - done)
-        _progress(f"[{done}/{len(work)}] {_line(entry, what, record)}", left)
+    with _runner(order, assignments, work, jobs, scheduler) as results:
+        for done, (entry, what, record) in enumerate(results, 1):
+            counts[what] += 1
+            levels |= {record["isolation"]} if what == "new" and record else set()
+            left = (time.monotonic() - begun) / done * (len(work) - done)
+            _progress(f"[{done}/{len(work)}] {_line(entry, what, record)}", left)
+    if counts["failed"] == len(work):
+        raise HomeworkError("No submission could be graded.")
     write_text(gradebook.export(out, "csv"), out / "gradebook.csv")
-    return summary(out, counts, level, time.monotonic() - begun)
+    isolation = ", ".join(sorted(levels)) or level
+    words = summary(out, counts, isolation, time.monotonic() - begun)
+    if counts["failed"]:
+        raise HomeworkError(
+            f"{words}\n{counts['failed']} submissions could not be graded: see FAILED above. Start "
+            "the command again to try them once more."
+        )
+    return words
+
+
+def _level(scheduler: str | None) -> str:
+    """This machine's isolation. Where a cluster grades, this machine needs none."""
+    try:
+        level, _ = probe()
+    except HomeworkError:
+        if scheduler is None:
+            raise
+        return LEVELS[-1]
+    if level == "rlimits" and scheduler is None:
+        print(WARNING, file=sys.stderr)
+    return level
+
+
+@contextlib.contextmanager
+def _runner(
+    order: Order,
+    assignments: dict[str, Assignment],
+    work: list[Submission],
+    jobs: int,
+    scheduler: str | None,
+) -> Iterator[Iterator[tuple[Submission, str, dict | None]]]:
+    """The results as they come: from this process, from several, or from a cluster."""
+    if scheduler is None and jobs == 1:
+        yield in_order(order, assignments, work)
+        return
+    from course_lib.homework.several import Here, run
+
+    if scheduler is None:
+        crew: Any = contextlib.closing(Here(jobs, order.level))
+    else:
+        from course_lib.homework.cluster import connected
+
+        crew = connected(scheduler, order.level)
+    with crew as members, contextlib.closing(run(order, assignments, work, members)) as results:
+        yield results
 
 
 def _progress(line: str, left: float) -> None:
     more = f"; about {left / 60:.0f} min left" if left > 90 else f"; about {left:.0f} s left"
-    print(line + (more if left > 1 else ""), flush=True)
+    try:
+        print(line + (more if left > 1 else ""), flush=True)
+    except BrokenPipeError:  # as in `course grade ... | head`: the records are what counts
+        stop_printing()
 
 
 def plain(name: str) -> str:
@@ -86,51 +134,12 @@ def _line(entry: Submission, what: str, record: dict | None) -> str:
     who = f"{plain(entry.student)}  {entry.assignment}"
     if record is None:
         return f"{who}: left alone, another run is grading it."
+    if what == "failed":
+        return f"{who}: FAILED: {plain(record['problem'])}"
     points = number_text(round(sum(r["points"] for r in record["questions"]), 4))
     most = number_text(sum(r["max"] for r in record["questions"]))
     words = f"{who}: {points} of {most}" if record["status"] != "rejected" else f"{who}: rejected"
     return words + (" (graded before)" if what == "kept" else f", {record['seconds']:.1f} s")
-
-
-def _start(bundle: str) -> None:
-    """In each process of a pool: end with the one that started it, and read the bundle once."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _bundle.update(read_bundle(bundle))
-
-
-def _task(order: Order, submission: Submission) -> tuple[str, dict | None]:
-    return do(order, _bundle[submission.assignment], submission)
-
-
-def _at_once(jobs: int) -> Any:
-    """A runner with several processes. One that dies costs its submission another attempt."""
-
-    def run(
-        order: Order, _: dict[str, Assignment], work: list[Submission]
-    ) -> Iterator[tuple[Submission, str, dict | None]]:
-        waiting, lost = list(work), 0
-        while waiting:
-            done: list[Submission] = []
-            with ProcessPoolExecutor(
-                jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(order.bundle,)
-            ) as pool:
-                futures = {pool.submit(_task, order, entry): entry for entry in waiting}
-                try:
-                    for future in as_completed(futures):
-                        result = future.result()
-                        done.append(futures[future])
-                        yield futures[future], *result
-                except BrokenProcessPool:
-                    lost += 1
-            waiting = [entry for entry in waiting if entry not in done]
-            if waiting and lost > 3:
-                raise HomeworkError(
-                    f"Processes of the grader were killed {lost} times. {len(done)} submissions "
-                    "are graded; start the command again to go on, with fewer --jobs perhaps."
-                )
-
-    return run
 
 
 def summary(out: Path, counts: Counter[str], level: str, seconds: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,16 +75,30 @@ def _parser() -> argparse.ArgumentParser:
     feedback = commands.add_parser(
         "feedback",
         help="write a page for each student",
-        description="Write DIR/feedback/STUDENT/ASSIGNMENT/ASSIGNMENT.html.",
+        description="Write DIR/feedback/STUDENT/ASSIGNMENT/ASSIGNMENT.html, or, with --course, the "
+        "same pages into the feedback folder of an nbgrader course.",
     )
     export = commands.add_parser(
         "export",
         help="write the gradebook",
         description="Print the gradebook: a line a question (csv), or a column an assignment for "
-        "the import of Canvas or Moodle.",
+        "the import of Canvas or Moodle; or write it into nbgrader's gradebook.",
     )
-    export.add_argument("--to", choices=("csv", "canvas", "moodle"), default="csv")
+    export.add_argument("--to", choices=("csv", "canvas", "moodle", "nbgrader"), default="csv")
     export.add_argument("--file", metavar="FILE", help="write it here instead of printing it")
+    export.add_argument(
+        "--roster", metavar="CSV", help="the gradebook as Canvas or Moodle exported it: fill this"
+    )
+    export.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ASSIGNMENT=COLUMN",
+        help="the roster's column for an assignment, when it has another name there",
+    )
+    export.add_argument("--by", default="", metavar="COLUMN", help="find students by this column")
+    for command in (feedback, export):
+        command.add_argument("--course", metavar="DIR", help="nbgrader's course folder")
     for command in (mark, feedback, export):
         command.add_argument("--out", required=True, metavar="DIR", help="as given to course grade")
     commands.add_parser(
@@ -103,8 +119,14 @@ def _grading_options(parser: argparse.ArgumentParser) -> None:
         help="a folder for each student with the notebook in it, or nbgrader's submitted/",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where records are written")
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="submissions at the same time (default 1)"
+    )
+    where.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="grade on the Dask cluster with this scheduler, for example tcp://10.0.0.1:8786",
     )
 
 
@@ -129,7 +151,11 @@ def _grade(options: argparse.Namespace) -> int:
     where = (options.bundle, options.submissions, options.out)
     again = options.command == "regrade"
     students = frozenset(options.student) if again else frozenset()
-    print(grade(*where, jobs=options.jobs, again=again, students=students))
+    print(
+        grade(
+            *where, jobs=options.jobs, scheduler=options.scheduler, again=again, students=students
+        )
+    )
     return 0
 
 
@@ -141,22 +167,55 @@ def _mark(options: argparse.Namespace) -> int:
 
 
 def _feedback(options: argparse.Namespace) -> int:
-    from course_lib.homework.mark import feedback
+    from course_lib.homework.mark import feedback, shown
+    from course_lib.homework.nbgrader_course import write_feedback
 
-    print(feedback(options.out))
+    if options.course:
+        words, remarks = write_feedback(options.out, options.course)
+        for remark in remarks:
+            print(shown(remark), file=sys.stderr)
+    else:
+        words = feedback(options.out)
+    print(words)
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
+    from course_lib.homework import gradebook, nbgrader_course, roster
     from course_lib.homework.grade import write_text
-    from course_lib.homework.gradebook import export
+    from course_lib.homework.mark import shown
 
-    table = export(options.out, options.to)
+    _check_export_options(options)
+    remarks = gradebook.remarks(options.out, "" if options.roster else options.to)
+    if options.to == "nbgrader":
+        table, more = nbgrader_course.export_marks(options.out, options.course)
+        table += "\n"
+    elif options.roster:
+        sums = gradebook.totals(gradebook.rows(options.out))
+        columns = dict(entry.split("=", 1) for entry in options.column)
+        table, more = roster.fill(options.roster, options.to, sums, columns, options.by)
+    else:
+        table, more = gradebook.export(options.out, options.to), []
+    for remark in [*remarks, *more] if options.to != "csv" else []:
+        print(shown(remark), file=sys.stderr)
     if options.file:
         write_text(table, Path(options.file))
     else:
         print(table, end="")
     return 0
+
+
+def _check_export_options(options: argparse.Namespace) -> None:
+    if (options.to == "nbgrader") != bool(options.course):
+        raise HomeworkError("--to nbgrader and --course DIR belong together.")
+    if options.roster and options.to not in ("canvas", "moodle"):
+        raise HomeworkError("--roster goes with --to canvas or --to moodle.")
+    if (options.column or options.by) and not options.roster:
+        raise HomeworkError("--column and --by go with --roster.")
+    if not all("=" in entry for entry in options.column):
+        raise HomeworkError("--column takes ASSIGNMENT=COLUMN.")
+    if options.to == "nbgrader" and options.file:
+        raise HomeworkError("--to nbgrader writes DIR/gradebook.db and no other file.")
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -179,11 +238,38 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+def stop_printing() -> None:
+    """After a BrokenPipeError: print into the void, if it was the reader, like ``head``, that left.
+
+    Raises
+    ------
+    BrokenPipeError
+        What is printed still has a reader: another pipe broke.
+    """
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not poll.poll(0):
+        raise
+    nowhere, pipe = os.open(os.devnull, os.O_WRONLY), os.fstat(sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        if os.path.samestat(os.fstat(stream.fileno()), pipe):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, 1 when a check finds something wrong, 2 for input it cannot use."""
+    """Run a command; return 0, 1 when a check finds something wrong, 2 for input it cannot use.
+
+    141, as a shell has it, when nobody reads what is printed.
+    """
     options = _parser().parse_args(arguments)
     try:
-        return _COMMANDS[options.command](options)
+        status = _COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        stop_printing()
+        return 141
     except HomeworkError as error:
         print(error, file=sys.stderr)
         return 2

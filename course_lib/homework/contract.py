@@ -61,7 +61,10 @@ class NotPlain(ValueError):  # noqa: N818 - it names the value's property
 
 
 class Foreign(np.ndarray):
-    """An array that was something else on the student's side; ``came_as`` names it."""
+    """An array that was something else on the student's side; ``came_as`` names it.
+
+    `diagnose.expect_array` says so. A check that allows it takes ``np.asarray(call(...))``.
+    """
 
     came_as: str
 

@@ -14,7 +14,9 @@ was stopped goes on where it was.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -23,6 +25,7 @@ import signal
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +119,7 @@ def _run_check(student: Question, source: str, names: dict[str, Any], *, hidden:
     before = contract.set_transport(transport)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            exec(compile(source, "<check>", "exec"), names)
+            exec(_compiled(source, "<check>"), names)
     except WrongAnswer as wrong:
         return without_numbers(str(wrong)) if hidden else str(wrong)
     except Exception as error:  # the check met what its author did not think of
@@ -127,15 +130,27 @@ def _run_check(student: Question, source: str, names: dict[str, Any], *, hidden:
     return ""
 
 
+@functools.lru_cache(1000)
+def _compiled(source: str, name: str) -> types.CodeType:
+    """The instructor's cells, which are the same for the whole class, compiled once."""
+    return compile(source, name, "exec")
+
+
+class _Endless(Stopped):
+    def __init__(self) -> None:
+        super().__init__("crashed", "the check does not come to an end with what your code gives.")
+
+
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """End a check that does not end: what it was given may be made for that."""
 
     def stop(*_: object) -> None:
-        raise Stopped("crashed", "the check does not come to an end with what your code gives.")
+        raise _Endless
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        with _time_limit_of_thread(seconds):
+            yield
         return
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -144,6 +159,27 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _time_limit_of_thread(seconds: float) -> Iterator[None]:
+    """The same where no signal arrives: another thread raises the exception in this one."""
+    number, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+
+    def stop() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(_Endless))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+        timer.cancel()
 
 
 def _message(task: Task, question: nb.Question, outcome: Outcome, failed: dict) -> str:
@@ -179,7 +215,7 @@ def grade_notebook(task: Task, student: Any, worker: Worker) -> list[dict[str, A
     }
     names: dict[str, Any] = {"__name__": "course_check"}
     for name, source in task.set_up:
-        exec(compile(without_magics(source)[0], f"<{name}>", "exec"), names)
+        exec(_compiled(without_magics(source)[0], f"<{name}>"), names)
     results: list[dict[str, Any]] = []
     stuck: set[str] = set()
     for question in task.questions:
@@ -273,10 +309,39 @@ def _result(
 # One submission -----------------------------------------------------------------------------------
 
 
-def grade_submission(submission: Submission, assignment: Assignment, level: str) -> dict[str, Any]:
-    """The record of one submission; it does not raise for anything that a student can hand in."""
+def read_submission(
+    submission: Submission, assignment: Assignment
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of a submission as far as reading gives it, and the notebook for each task.
+
+    Nothing that a student can hand in makes it raise.
+    """
     begun = time.time()
+    number = submissions.digest(submission.files)  # first: what changes now is graded next time
     chosen, remarks, times = _choose(submission, assignment)
+    record = {
+        "format": 1,
+        "grader": GRADER,
+        "student": submission.student,
+        "assignment": assignment.name,
+        "bundle": assignment.digest,
+        "submission": number,
+        "submitted": max(times, default=None),
+        "isolation": "",
+        "status": "graded" if chosen else "rejected",
+        "remarks": remarks,
+        "graded_at": begun,
+        "seconds": 0.0,
+        "questions": [],
+    }
+    return record, chosen
+
+
+def grade_chosen(
+    chosen: dict[str, Any], remarks: list[str], assignment: Assignment, level: str
+) -> dict[str, Any]:
+    """The rest of the record: the results, the time they took, and at which level of isolation."""
+    begun = time.monotonic()
     questions: list[dict[str, Any]] = []
     for name, task in assignment.tasks.items():
         if name in chosen:
@@ -288,21 +353,8 @@ def grade_submission(submission: Submission, assignment: Assignment, level: str)
         if len(assignment.tasks) > 1:  # two notebooks may both have a question q01
             for result in questions[-len(task.questions) :]:
                 result["question"] = f"{name}/{result['question']}"
-    return {
-        "format": 1,
-        "grader": GRADER,
-        "student": submission.student,
-        "assignment": assignment.name,
-        "bundle": assignment.digest,
-        "submission": submissions.digest(submission.files),
-        "submitted": max(times, default=None),
-        "isolation": level,
-        "status": "graded" if chosen else "rejected",
-        "remarks": remarks,
-        "graded_at": begun,
-        "seconds": round(time.time() - begun, 3),
-        "questions": questions,
-    }
+    seconds = round(time.monotonic() - begun, 3)
+    return {"isolation": level, "seconds": seconds, "questions": questions}
 
 
 def _rejected(task: Task, question: nb.Question, why: str) -> dict[str, Any]:
@@ -407,17 +459,26 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_records(out: Path) -> list[dict[str, Any]]:
-    """The newest record of each student and assignment, in the order of their names."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
+def each_record(out: Path) -> Iterator[dict[str, Any]]:
+    """The newest record of each student and assignment, in the order of their names.
+
+    Records hold all that a student wrote, so that a large class's do not belong into memory at
+    once: each is read twice, first for its time alone.
+    """
+    newest: dict[tuple[str, str], tuple[float, Path]] = {}
     for path in (out / "records").glob("*/*.json"):
         record = read_json(path)
-        if not isinstance(record, dict) or record.get("format") != 1:
-            continue
-        key = (record["assignment"], record["student"])
-        if key not in newest or newest[key]["graded_at"] < record["graded_at"]:
-            newest[key] = record
-    return [newest[key] for key in sorted(newest)]
+        if isinstance(record, dict) and record.get("format") == 1:
+            key, when = (record["assignment"], record["student"]), record["graded_at"]
+            newest[key] = max(newest.get(key, (when, path)), (when, path))
+    for key in sorted(newest):
+        if record := read_json(newest[key][1]):  # another run may have replaced it since
+            yield record
+
+
+def read_records(out: Path) -> list[dict[str, Any]]:
+    """All of `each_record`."""
+    return list(each_record(out))
 
 
 @contextlib.contextmanager
@@ -435,29 +496,37 @@ def locked(path: Path) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Order:
-    """What every process that takes part in a run has to know."""
+    """What a run has to know besides the bundle and the submissions."""
 
-    bundle: str
-    out: str
+    out: Path
     level: str
     again: bool = False
 
 
-def do(order: Order, assignment: Assignment, submission: Submission) -> tuple[str, dict | None]:
-    """Grade a submission unless its record is there: ``new``, ``kept`` or ``busy``, the record."""
-    out = Path(order.out)
-    path = record_path(out, submission.student, assignment.name, assignment.digest)
-    lock = out / "locks" / assignment.name / file_name(submission.student)
+@contextlib.contextmanager
+def claimed(
+    order: Order, assignment: Assignment, submission: Submission
+) -> Iterator[tuple[str, dict | None]]:
+    """Whether a submission is ``new``, ``kept`` or ``busy``, and the record that is kept.
+
+    Within the context no other run grades this student.
+    """
+    lock = order.out / "locks" / assignment.name / file_name(submission.student)
     with locked(lock) as ours:
         if not ours:
-            return "busy", None
-        kept = read_json(path)
+            yield "busy", None
+            return
+        kept = read_json(
+            record_path(order.out, submission.student, assignment.name, assignment.digest)
+        )
         known = isinstance(kept, dict) and kept.get("grader") == GRADER and not order.again
-        if known and kept.get("submission") == submissions.digest(submission.files):
-            return "kept", kept
-        record = grade_submission(submission, assignment, order.level)
-        write_json(record, path)
-        return "new", record
+        same = known and kept.get("submission") == submissions.digest(submission.files)
+        yield ("kept", kept) if same else ("new", None)
+
+
+def write_record(record: dict[str, Any], out: Path) -> None:
+    """Write a record where `claimed` looks for it."""
+    write_json(record, record_path(out, record["student"], record["assignment"], record["bundle"]))
 
 
 def in_order(
@@ -465,4 +534,10 @@ def in_order(
 ) -> Iterator[tuple[Submission, str, dict | None]]:
     """Grade one submission after the other, in this process."""
     for submission in work:
-        yield submission, *do(order, bundle[submission.assignment], submission)
+        assignment = bundle[submission.assignment]
+        with claimed(order, assignment, submission) as (what, record):
+            if what == "new":
+                record, chosen = read_submission(submission, assignment)
+                record |= grade_chosen(chosen, record["remarks"], assignment, order.level)
+                write_record(record, order.out)
+        yield submission, what, record

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from course_lib.homework.assignment import late_deduction, lateness
-from course_lib.homework.grade import file_name, read_json, read_records
+from course_lib.homework.grade import each_record, file_name, read_json
 from course_lib.homework.notebook import HomeworkError, number_text
 
 COLUMNS = "student assignment question points max status message late isolation".split()
 # Leading spaces and quotes do not keep every spreadsheet from looking further.
 _FORMULA = re.compile(r"[\s\"']*[=+\-@|＝＋－＠]|[\t\r\n]")
-FORMS = ("csv", "canvas", "moodle")
+FORMS = ("csv", "canvas", "moodle")  # and nbgrader: see nbgrader_course
 
 
 def rows(out: str | Path) -> list[dict[str, Any]]:
@@ -36,11 +36,8 @@ def rows(out: str | Path) -> list[dict[str, Any]]:
         Nothing was graded into this folder.
     """
     out = Path(out)
-    records = read_records(out)
-    if not records:
-        raise HomeworkError(f"{out} holds no records: run `course grade` with --out {out} first.")
-    found = []
-    for record in records:
+    found: list[dict[str, Any]] = []
+    for record in each_record(out):
         marks = read_marks(out, record["assignment"], record["student"])
         policy = read_json(out / "assignments" / f"{record['assignment']}.json") or {}
         days = lateness(record["submitted"] or 0.0, policy.get("deadline"))
@@ -50,6 +47,8 @@ def rows(out: str | Path) -> list[dict[str, Any]]:
         if off:
             mine.append(_late_row(record, days, off))
         found += mine
+    if not found:
+        raise HomeworkError(f"{out} holds no records: run `course grade` with --out {out} first.")
     return found
 
 
@@ -138,7 +137,8 @@ def safe(text: Any) -> Any:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _points(value: float) -> str:
+def points_text(value: float) -> str:
+    """Points as the exports write them."""
     return number_text(round(value, 4))
 
 
@@ -148,27 +148,45 @@ def export(out: str | Path, form: str) -> str:
     if form == "csv":
         lines = [COLUMNS]
         for row in table:
-            numbers = {"points": _points(row["points"]), "max": _points(row["max"])}
+            numbers = {"points": points_text(row["points"]), "max": points_text(row["max"])}
             lines.append([{**row, **numbers}[name] for name in COLUMNS])
-        return _csv(lines)
+        return csv_text(lines)
     sums = totals(table)
     assignments = sorted({assignment for _, assignment in sums})
-    students = sorted({student for student, _ in sums})
-    worth = {a: max(sums[s, a][1] for s in students if (s, a) in sums) for a in assignments}
+    worth = {a: max(most for (_, b), (_, most) in sums.items() if a == b) for a in assignments}
     if form == "canvas":
         lines = [["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *assignments]]
-        lines.append(["    Points Possible", "", "", "", "", *(_points(worth[a]) for a in worth)])
-        before = [[student, "", "", student, ""] for student in students]
+        most = [points_text(worth[a]) for a in assignments]
+        lines.append(["    Points Possible", "", "", "", "", *most])
     else:
         lines = [["username", *assignments]]
-        before = [[student] for student in students]
-    for student, first in zip(students, before, strict=True):
-        marks = [_points(sums[student, a][0]) if (student, a) in sums else "" for a in assignments]
-        lines.append([*first, *marks])
-    return _csv(lines)
+    for student in sorted({student for student, _ in sums}):
+        if is_formula(student):  # the import would not know the name that is safe: see remarks
+            continue
+        first = [student, "", "", student, ""] if form == "canvas" else [student]
+        mine = [sums.get((student, a)) for a in assignments]
+        lines.append([*first, *(points_text(mark[0]) if mark else "" for mark in mine)])
+    return csv_text(lines)
 
 
-def _csv(lines: list[list[Any]]) -> str:
+def remarks(out: str | Path, form: str) -> list[str]:
+    """What a teacher has to know before the marks are handed on."""
+    table = rows(out)
+    waiting = sum(row["status"] == "needs_manual" for row in table)
+    found = [f"{waiting} answers wait for a mark by hand; they count 0 so far."] if waiting else []
+    for student in sorted({row["student"] for row in table if form in ("canvas", "moodle")}):
+        if is_formula(student):
+            found.append(f"{student}: left out, a spreadsheet would take the name for a formula.")
+    return found
+
+
+def is_formula(name: str) -> bool:
+    """Whether `csv_text` has to change a name."""
+    return not _is_number(name) and safe(name) != name
+
+
+def csv_text(lines: list[list[Any]]) -> str:
+    """CSV that is safe in a spreadsheet: see `safe`."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(
         [cell if _is_number(cell) else safe(cell) for cell in line] for line in lines

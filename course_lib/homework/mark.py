@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from course_lib.homework import gradebook
-from course_lib.homework.grade import file_name, read_records, write_json, write_text
+from course_lib.homework.grade import (
+    each_record,
+    file_name,
+    read_records,
+    write_json,
+    write_text,
+)
 from course_lib.homework.notebook import HomeworkError, number_text
 
 _COLUMNS = ("student", "question", "points", "comment")
@@ -124,7 +130,7 @@ def mark_by_asking(out: str | Path) -> str:
         if row["status"] == "needs_manual"
     }
     entered = 0
-    for record in read_records(out):
+    for record in each_record(out):
         for result in record["questions"]:
             if (record["student"], record["assignment"], result["question"]) not in waiting:
                 continue
@@ -188,16 +194,19 @@ def feedback(out: str | Path) -> str:
     """
     out = Path(out)
     table = gradebook.rows(out)
-    sums = gradebook.totals(table)
     count = 0
-    for record in read_records(out):
-        key = (record["student"], record["assignment"])
-        mine = [row for row in table if (row["student"], row["assignment"]) == key]
-        page = _page(record, mine, sums[key])
+    for record in each_record(out):
         folder = out / "feedback" / file_name(record["student"]) / record["assignment"]
-        write_text(page, folder / f"{record['assignment']}.html")
+        write_text(page(record, table), folder / f"{record['assignment']}.html")
         count += 1
     return f"{count} pages written to {out / 'feedback'}."
+
+
+def page(record: dict, table: list[dict[str, Any]]) -> str:
+    """The page of one record, with its rows of the gradebook ``table``."""
+    key = (record["student"], record["assignment"])
+    mine = [row for row in table if (row["student"], row["assignment"]) == key]
+    return _page(record, mine, gradebook.totals(mine)[key])
 
 
 def _page(record: dict, mine: list[dict[str, Any]], total: tuple[float, float]) -> str:

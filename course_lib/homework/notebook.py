@@ -183,9 +183,11 @@ def defined_names(source: str) -> list[str]:
     ['f', 'a', 'b']
     """
     try:
-        body = ast.parse(_without_magics(source)).body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash in a string, for instance
+            body = ast.parse(_without_magics(source)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return re.findall(r"^def\s+(\w+)", source, re.MULTILINE)
+        return re.findall(r"^def[ \t]+(\w+)", source, re.MULTILINE)
     names = []
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

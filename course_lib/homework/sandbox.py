@@ -149,7 +149,7 @@ def command(level: str, limits: Limits, control: int, scratch: str = "/tmp") -> 
         "control": control,
         "library": str(_HERE.parent.parent),
         "memory": memory,
-        "scratch": scratch,
+        "scratch": [scratch] if level == "rlimits" else [scratch, "/dev/shm"],
         "cpu": int(limits.seconds) + 2,
         # Without a file system of its own, Python may lie where only root can read it: libraries
         # are loaded first, by root, and the student's code runs as nobody.
@@ -601,12 +601,16 @@ def doctor() -> tuple[str, bool]:
     for name in LEVELS:
         state = problems.get(name) or ("works, and is used" if name == level else "not needed")
         lines.append(f"{name:<11} {state}")
-    if level != "bwrap":
+    if "not installed" in problems.get("bwrap", ""):
         lines.append("To get bubblewrap: apt install bubblewrap (Debian, Ubuntu), or your system's")
         lines.append("package of that name. It needs no rights of an administrator when it runs.")
     if level == "rlimits":
-        lines.append("For namespaces: Linux 5.12 or later, and user namespaces allowed, which")
-        lines.append("`unshare -Ur true` tells. In a container they are often switched off: run")
-        lines.append("course grade outside of it.")
+        lines.append(
+            "Both need user namespaces, which `unshare -Ur true` tries, and namespaces Linux"
+        )
+        lines.append("5.12. Containers usually forbid them: see the teacher's guide, JupyterHub.")
+        if os.geteuid() == 0:
+            lines.append("In a container, try it as an ordinary user: root lacks rights there that")
+            lines.append("an ordinary user does not need.")
         lines.append(WARNING)
     return "\n".join(lines), level != "rlimits"

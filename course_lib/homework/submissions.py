@@ -20,7 +20,9 @@ from typing import Any
 
 from course_lib.homework.notebook import SIZE_LIMIT, HomeworkError
 
-_CELL_LIMIT, _SOURCE_LIMIT, _FILES_LIMIT = 5000, 500_000, 500
+_CELL_LIMIT, _FILES_LIMIT = 5000, 500
+_SOURCE_LIMIT, _SOURCES_LIMIT = 500_000, 2_000_000  # one cell is left out, all are refused
+_STATED = ("assignment", "notebook")
 _SKIPPED = {".ipynb_checkpoints", ".pristine", "__MACOSX"}
 _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".tar", ".7z", ".rar", ".zst")
 
@@ -137,7 +139,8 @@ def read_bytes(path: str) -> bytes:
     if name.endswith(_ARCHIVES):
         raise HomeworkError(f"{name} is an archive, which is not opened: hand in the notebook.")
     with os.fdopen(_open(path), "rb") as stream:
-        raw = stream.read(SIZE_LIMIT + 1)
+        # No more than there is: room is made for all that is asked for.
+        raw = stream.read(min(os.fstat(stream.fileno()).st_size, SIZE_LIMIT) + 1)
     if len(raw) > SIZE_LIMIT:
         raise HomeworkError(
             f"{name} is larger than {SIZE_LIMIT // 10**6} MB: clear the outputs and save again."
@@ -151,7 +154,8 @@ def read_notebook(raw: bytes, name: str) -> Any:
     Raises
     ------
     HomeworkError
-        Empty, not text, not JSON, nested too deep, no notebook, or too many cells.
+        Empty, not text, not JSON, nested too deep, no notebook, too many cells, or too much in
+        them.
     """
     import nbformat
 
@@ -178,14 +182,19 @@ def read_notebook(raw: bytes, name: str) -> Any:
         raise HomeworkError(f"{name} is JSON, but not a Jupyter notebook: it has no cells.")
     if len(cells) > _CELL_LIMIT:
         raise HomeworkError(f"{name} has {len(cells)} cells, more than {_CELL_LIMIT}.")
-    metadata = content.get("metadata")
-    course = metadata.get("course") if isinstance(metadata, dict) else None
-    return nbformat.from_dict(
-        {
-            "metadata": {"course": course if isinstance(course, dict) else {}},
-            "cells": [kept for cell in cells if (kept := _cell(cell)) is not None],
-        }
-    )
+    kept = [clean for cell in cells if (clean := _cell(cell)) is not None]
+    if sum(len(cell["source"]) for cell in kept) > _SOURCES_LIMIT:
+        raise HomeworkError(
+            f"{name} has more than {_SOURCES_LIMIT // 10**6} million letters in its cells, outputs "
+            "not counted: hand in the notebook of the homework, with your answers."
+        )
+    course = _dict(_dict(content.get("metadata")).get("course"))
+    stated = {key: course[key] for key in _STATED if isinstance(course.get(key), str)}
+    return nbformat.from_dict({"metadata": {"course": stated}, "cells": kept})
+
+
+def _dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def _cell(cell: Any) -> dict[str, Any] | None:
@@ -196,12 +205,11 @@ def _cell(cell: Any) -> dict[str, Any] | None:
         source = "".join(line for line in source if isinstance(line, str))
     if not isinstance(source, str) or len(source) > _SOURCE_LIMIT:
         return None
-    metadata = cell.get("metadata")
-    marks = metadata.get("nbgrader") if isinstance(metadata, dict) else None
-    name = marks.get("grade_id") if isinstance(marks, dict) else None
+    name = _dict(_dict(cell.get("metadata")).get("nbgrader")).get("grade_id")
+    number = cell.get("id")
     return {
         "cell_type": "code" if cell.get("cell_type") == "code" else "markdown",
-        "id": str(cell.get("id", "")),
+        "id": number if isinstance(number, str) else "",
         "source": source.replace("\r\n", "\n").replace("\r", "\n"),
         "metadata": {"nbgrader": {"grade_id": name}} if isinstance(name, str) else {},
     }

@@ -113,7 +113,15 @@ def fresh_namespace() -> dict[str, Any]:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     module.display = lambda *_, **__: None
+    module.get_ipython = _Shell
     return module.__dict__
+
+
+class _Shell:
+    """What ``get_ipython()`` gives: a shell whose magics do nothing."""
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: None
 
 
 # One question -------------------------------------------------------------------------------------
@@ -284,12 +292,13 @@ def _next(control: socket.socket, namespace: dict, options: dict, libc: Any) -> 
         return True
     grader_lives = watch(control, child, options["memory"])
     end_all()
-    _clear(options["scratch"])
+    for folder in options["scratch"]:
+        _clear(folder)
     return grader_lives
 
 
 def _clear(folder: str) -> None:
-    """Remove what a question left in the scratch folder, which the next one may need."""
+    """Remove what a question left in a folder: room that the next one may need, and messages."""
     for entry in os.scandir(folder):
         if not os.path.ismount(entry.path):
             shutil.rmtree(entry.path, ignore_errors=True)
