@@ -67,11 +67,8 @@ def namespace(*arrays: Array):
     if arrays and all(type(x) is np.ndarray for x in arrays):
         return _NUMPY
     for x in arrays:
-        if not is_array_api_obj(x):
-            raise ValueError(
-                "every argument must be an array: expected a NumPy array or a PyTorch tensor, "
-                f"got {type(x).__name__}"
-            )
+        found = f"expected a NumPy array or a PyTorch tensor, got {type(x).__name__}"
+        require(is_array_api_obj(x), f"every argument must be an array: {found}")
     try:
         return array_namespace(*arrays)
     except TypeError:
@@ -82,7 +79,13 @@ def namespace(*arrays: Array):
 
 
 def as_real(
-    x: Array, name: str, *, shape: tuple[int, ...] | None = None, ndim: int | None = None
+    x: Array,
+    name: str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    ndim: int | None = None,
+    like: Array | None = None,
+    finite: bool = True,
 ) -> Array:
     """Return ``x`` as a real, finite, non-empty floating-point array, or say what is wrong.
 
@@ -94,6 +97,10 @@ def as_real(
         What the caller calls this argument; it opens every message.
     shape, ndim : optional
         The expected shape, or the expected number of dimensions.
+    like : array, optional
+        The ``like`` of the operator that x goes with: :func:`check_alike`.
+    finite : bool
+        False for the arrays inside an iteration: they may overflow, and nothing is read.
 
     Raises
     ------
@@ -111,25 +118,9 @@ def as_real(
     ...
     ValueError: y must be an array: expected a NumPy array or a PyTorch tensor, got list
     """
-    if not is_array_api_obj(x) or isinstance(x, (np.matrix, np.ma.MaskedArray, np.generic)):
-        raise ValueError(
-            f"{name} must be an array: expected a NumPy array or a PyTorch tensor, "
-            f"got {type(x).__name__}"
-        )
-    if is_sparse(x):
-        raise ValueError(f"{name} must be dense: expected an ordinary tensor, got {x.layout}")
-    xp = array_namespace(x)
-    if isinstance(x, np.ndarray) and x.dtype.kind not in "biufc":
-        raise ValueError(f"{name} must hold numbers: expected real numbers, got dtype {x.dtype}")
-    if xp.isdtype(x.dtype, "complex floating"):
-        raise ValueError(f"{name} must be real: expected real numbers, got dtype {x.dtype}")
-    if xp.isdtype(x.dtype, ("bool", "integral")):
-        x = xp.astype(x, xp.asarray(0.0).dtype)
-    if x.dtype not in (xp.float32, xp.float64):
-        raise ValueError(
-            f"{name} must be in single or double precision: expected float32 or float64, "
-            f"got {x.dtype}"
-        )
+    # Each product with an operator comes here: no message is made unless it is needed.
+    if not _is_floating(x):
+        x = _as_floating(x, name)
     if shape is not None and tuple(x.shape) != tuple(shape):
         raise ValueError(
             f"{name} has the wrong shape: expected {tuple(shape)}, got {tuple(x.shape)}"
@@ -139,12 +130,45 @@ def as_real(
             f"{name} has the wrong number of dimensions: expected {ndim}, "
             f"got {x.ndim} (shape {tuple(x.shape)})"
         )
-    if math.prod(x.shape) == 0:
-        raise ValueError(
-            f"{name} must not be empty: expected at least one entry, got shape {tuple(x.shape)}"
-        )
-    if not bool(xp.all(xp.isfinite(x))):
-        raise ValueError(f"{name} must be finite: expected no NaN and no infinity, got some")
+    check_alike(x, name, like, "the operator")
+    if finite:
+        found = f"expected at least one entry, got shape {tuple(x.shape)}"
+        require(math.prod(x.shape) > 0, f"{name} must not be empty: {found}")
+        all_finite = array_namespace(x).all(array_namespace(x).isfinite(x))
+        require(all_finite, f"{name} must be finite: expected no NaN and no infinity, got some")
+    return x
+
+
+def _is_floating(x: Any) -> bool:
+    """Return whether x can be used as it is; :func:`_as_floating` deals with the others."""
+    if type(x) is np.ndarray:
+        return x.dtype in (np.float64, np.float32)
+    if not _is_array(x) or is_sparse(x):
+        return False
+    xp = array_namespace(x)
+    return x.dtype in (xp.float64, xp.float32)
+
+
+def _is_array(x: Any) -> bool:
+    return is_array_api_obj(x) and not isinstance(x, (np.matrix, np.ma.MaskedArray, np.generic))
+
+
+def _as_floating(x: Any, name: str) -> Array:
+    """Return integers and booleans as the default float, or say why x cannot be used."""
+    found = f"expected a NumPy array or a PyTorch tensor, got {type(x).__name__}"
+    require(_is_array(x), f"{name} must be an array: {found}")
+    require(not is_sparse(x), f"{name} must be dense: expected an ordinary tensor, got others")
+    xp, kind = array_namespace(x), f"got dtype {x.dtype}"
+    numbers = not isinstance(x, np.ndarray) or x.dtype.kind in "biufc"
+    require(numbers, f"{name} must hold numbers: expected real numbers, {kind}")
+    real = not xp.isdtype(x.dtype, "complex floating")
+    require(real, f"{name} must be real: expected real numbers, {kind}")
+    if xp.isdtype(x.dtype, ("bool", "integral")):
+        x = xp.astype(x, xp.asarray(0.0).dtype)
+    require(
+        x.dtype in (xp.float32, xp.float64),
+        f"{name} must be in single or double precision: expected float32 or float64, got {x.dtype}",
+    )
     return x
 
 
@@ -165,22 +189,21 @@ def as_scalar(
     no_number = isinstance(value, (bool, str, bytes, complex)) or kind not in "iuf"
     if no_number or getattr(value, "ndim", 0) != 0:
         raise ValueError(f"{name} must be one real number: got {value!r}")
-    if getattr(value, "requires_grad", False):
-        raise ValueError(
-            f"{name} must be a plain number: a tensor that requires grad would lose its gradient "
-            "here, pass float(value.detach())"
-        )
+    require(
+        not getattr(value, "requires_grad", False),
+        f"{name} must be a plain number: a tensor that requires grad would lose its gradient "
+        "here, pass float(value.detach())",
+    )
     try:
         number = to_float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         # RuntimeError: what torch says to a complex number.
         raise ValueError(f"{name} must be one real number: got {type(value).__name__}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite: got {number}")
-    if positive and not number > 0:
-        raise ValueError(f"{name} must be positive: expected a number > 0, got {number}")
-    if minimum is not None and number < minimum:
-        raise ValueError(f"{name} is too small: expected at least {minimum}, got {number}")
+    require(math.isfinite(number), f"{name} must be finite: got {number}")
+    allowed = number > 0 or not positive
+    require(allowed, f"{name} must be positive: expected a number > 0, got {number}")
+    enough = minimum is None or number >= minimum
+    require(enough, f"{name} is too small: expected at least {minimum}, got {number}")
     return number
 
 

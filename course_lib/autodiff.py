@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from .arrays import Array
+from .arrays import Array, require
 
 __all__ = ["all_reduce", "attach", "batched", "gradient", "gradient_and_hvp", "hvp", "partials"]
 
@@ -33,8 +33,7 @@ def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
     def scalar(x: Array, *rest: Any) -> Array:
         value = f(x, *rest)
         shape = getattr(value, "shape", None)
-        if shape != ():
-            raise ValueError(f"f must return one number, as a tensor of shape (): got {shape}")
+        require(shape == (), f"f must return one number, as a tensor of shape (): got {shape}")
         return value
 
     return torch.func.grad(scalar)
@@ -59,8 +58,7 @@ def gradient_and_hvp(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = f(x)
-        if value.shape != ():
-            raise ValueError(f"f must return one number: got shape {tuple(value.shape)}")
+        require(value.shape == (), f"f must return one number: got shape {tuple(value.shape)}")
         # The zero stands for a Hessian where f is linear or does not depend on x.
         (g,) = torch.autograd.grad(value + (0 * x * x).sum(), x, create_graph=True)
     return g.detach(), lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0]
@@ -132,8 +130,7 @@ def partials(F: Callable[..., Array], *points: Array) -> list[tuple[Callable, Ca
             (back,) = torch.autograd.grad(value, point, w, create_graph=True)
 
         def forward(v: Array) -> Array:
-            found = torch.autograd.grad(back, w, v, retain_graph=True, materialize_grads=True)
-            return found[0]
+            return torch.autograd.grad(back, w, v, retain_graph=True, materialize_grads=True)[0]
 
         def reverse(v: Array) -> Array:
             return torch.autograd.grad(value, point, v, retain_graph=True)[0]

@@ -9,6 +9,7 @@ sets of data apart: training for x, validation for θ, test for what is reported
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +26,21 @@ from .arrays import (
     detach,
     inner,
     norm,
+    require,
     to_float,
     to_numpy,
-    zeros,
 )
 from .functionals import Functional
-from .iterate import StoppingRule, residual_rule, run
+from .iterate import Result, StoppingRule, residual_rule, run
 from .linear import cg
-from .operators import LinearOperator, as_operator, identity
+from .operators import (
+    LinearOperator,
+    _response,
+    _with_data,
+    as_operator,
+    diagonal,
+    identity,
+)
 
 __all__ = [
     "Hypergradient",
@@ -89,10 +97,7 @@ def _data(
     A: Any, y: Array, theta: Array, shape: tuple[int, ...] | None = None
 ) -> tuple[LinearOperator, Array, Array]:
     """Return operator, data and hyperparameters, checked and without a graph."""
-    A = as_operator(A)
-    y = as_real(y, "y", shape=A.out_shape)
-    if A.like is not None:
-        check_alike(y, "y", A.like, A.name)
+    A, y = _with_data(A, y)
     # Of NumPy's 0-d arrays arithmetic makes numbers.
     theta = np.asarray(theta) if isinstance(theta, np.generic) else theta
     theta = as_real(theta, "theta", shape=shape)
@@ -106,20 +111,19 @@ def _weights(theta: Array) -> Array:
     with np.errstate(over="ignore"):
         lam = xp.exp(theta)
     if not (bool(xp.all(lam > 0)) and bool(xp.all(xp.isfinite(lam)))):
-        least, largest = to_float(xp.min(theta)), to_float(xp.max(theta))
         raise ValueError(
             "theta must be ln(lambda), lambda positive and finite: got theta from "
-            f"{least:.3g} to {largest:.3g}"
+            f"{to_float(xp.min(theta)):.3g} to {to_float(xp.max(theta)):.3g}"
         )
     return lam
 
 
 def _outer(outer: Functional) -> Functional:
-    if getattr(outer, "gradient", None) is None:
-        raise ValueError(
-            "outer must be a functional with value and gradient, least_squares(B, y_val) for "
-            f"instance: got {type(outer).__name__}"
-        )
+    require(
+        getattr(outer, "gradient", None) is not None,
+        "outer must be a functional with value and gradient, least_squares(B, y_val) for "
+        f"instance: got {type(outer).__name__}",
+    )
     return outer
 
 
@@ -134,23 +138,25 @@ def _penalties(D: Any, theta: Array, shape: tuple) -> list[tuple[Array, LinearOp
         identity(shape) if each is None else as_operator(each) for each in (D if many else [D])
     ]
     for each in operators:
-        if each.in_shape != shape:
-            raise ValueError(f"D must take x: expected {shape}, got {each.in_shape}")
+        require(each.in_shape == shape, f"D must take x: expected {shape}, got {each.in_shape}")
+        check_alike(theta, "theta", each.like, each.name)
     allowed = ((len(operators),),) if many else ((), operators[0].out_shape)
-    if tuple(theta.shape) not in allowed:
-        rule = "an entry for each D" if many else "no entries, or one for each entry of Dx"
-        raise ValueError(f"theta must have {rule}: expected {allowed}, got {tuple(theta.shape)}")
+    rule = "an entry for each D" if many else "no entries, or one for each entry of Dx"
+    require(
+        tuple(theta.shape) in allowed,
+        f"theta must have {rule}: expected {allowed}, got {tuple(theta.shape)}",
+    )
     return [(weights[j, ...] if many else weights, each) for j, each in enumerate(operators)]
 
 
 def _normal(A: LinearOperator, pairs: list, like: Array) -> LinearOperator:
     r"""Return :math:`H=A^\top A+\sum_jD_j^\top W_jD_j`."""
-    At, parts = A.H, [(w, each, each.H) for w, each in pairs]
 
     def apply(v: Array) -> Array:
-        total = At @ (A @ v)
-        for w, D, Dt in parts:
-            total = total + Dt @ (w * (D @ v))
+        # The parts are known to fit: what `@` would check each time is left out.
+        total = A.adjoint(A.apply(v))
+        for w, D in pairs:
+            total = total + D.adjoint(w * D.apply(v))
         return total
 
     return LinearOperator(apply, apply, A.in_shape, A.in_shape, "H", like=like)
@@ -172,8 +178,10 @@ def _solved(
             return found.x, found.iterations
     # A backward stable solver leaves a residual of eps ‖H‖‖x‖.
     allowed = 100 * eps * implicit._ritz_values(H, b).max() * to_float(norm(found.x))
-    if not to_float(norm(b - H @ found.x)) <= allowed:
-        raise ValueError(f"the {what} system must be solved to rtol = {rtol}: {found.reason}")
+    require(
+        to_float(norm(b - H @ found.x)) <= allowed,
+        f"the {what} system must be solved to rtol = {rtol}: {found.reason}",
+    )
     return found.x, found.iterations
 
 
@@ -302,8 +310,10 @@ def tikhonov_fourier(
     power, penalty, u = xp.abs(a) ** 2, xp.abs(d) ** 2, share * xp.abs(z) ** 2
     s = share * xp.real(z * xp.conj(xp.fft.rfftn(y_val)))
     power, penalty, u, s = (xp.reshape(each, (-1,)) for each in (power, penalty, u, s))
-    if to_float(xp.min(power + penalty)) == 0:
-        raise ValueError("every frequency must be seen by A or D: one is seen by neither")
+    require(
+        to_float(xp.min(power + penalty)) > 0,
+        "every frequency must be seen by A or D: one is seen by neither",
+    )
     constant = 0.5 * to_float(inner(y_val, y_val))
 
     def of_theta(theta: float) -> tuple[float, float]:
@@ -318,14 +328,13 @@ def tikhonov_fourier(
 
 def _spectrum(operator: Any, shape: tuple[int, ...], like: Array) -> Array:
     """Return the values by which a convolution multiplies the frequencies."""
-    operator, delta = as_operator(operator), np.zeros(shape)
-    if not operator.shift_invariant or not operator.in_shape == operator.out_shape == shape:
-        raise ValueError(
-            f"{operator.name} must be a periodic convolution on the shape {shape}: got "
-            f"{operator.in_shape} -> {operator.out_shape}"
-        )
-    delta[(0,) * len(shape)] = 1.0
-    return array_namespace(like).fft.rfftn(operator @ asarray_like(delta, like))
+    operator = as_operator(operator)
+    require(
+        operator.shift_invariant and operator.in_shape == operator.out_shape == shape,
+        f"{operator.name} must be a periodic convolution on the shape {shape}: got "
+        f"{operator.in_shape} -> {operator.out_shape}",
+    )
+    return array_namespace(like).fft.rfftn(_response(operator, like))
 
 
 def evidence(
@@ -361,18 +370,21 @@ def evidence(
     noise_std = as_scalar(noise_std, "noise_std", positive=True)
     n = math.prod(A.in_shape)
     M, data = to_numpy(A.to_dense(like=y)), to_numpy(y).ravel()
-    if theta.ndim and not isinstance(D, (list, tuple)):
-        raise ValueError(f"theta must be one number: expected shape (), got {tuple(theta.shape)}")
+    require(
+        theta.ndim == 0 or isinstance(D, (list, tuple)),
+        f"theta must be one number: expected shape (), got {tuple(theta.shape)}",
+    )
     pairs = _penalties(D, theta, A.in_shape)
     roots = [to_numpy(each.to_dense(like=y)) for _, each in pairs]
     weights, squares = [to_float(w) for w, _ in pairs], [E.T @ E for E in roots]
     Q = sum(w * S for w, S in zip(weights, squares, strict=True))
     H = M.T @ M / noise_std**2 + Q
-    if np.linalg.cond(H) > 0.1 / np.finfo(float).eps:
-        raise ValueError(
-            "A and D must have no null vector in common (or theta is too small): the normal matrix "
-            f"is singular to rounding, condition number {np.linalg.cond(H):.1e}"
-        )
+    condition = np.linalg.cond(H)
+    require(
+        condition <= 0.1 / np.finfo(float).eps,
+        "A and D must have no null vector in common (or theta is too small): the normal matrix "
+        f"is singular to rounding, condition number {condition:.1e}",
+    )
     x = np.linalg.solve(H, M.T @ data / noise_std**2)
     r, (q, V) = M @ x - data, np.linalg.eigh(Q)
     kept = q > n * np.finfo(float).eps * q[-1]
@@ -438,10 +450,8 @@ def lasso(
     A, y, theta = _data(A, y, theta, ())
     lam = to_float(_weights(theta))
     found = proximal.lasso(A, y, lam, None if start is None else start.x, rtol=rtol)
-    signs, psi, margin = _on_support(A, y, found, lam, 0.0, _outer(outer))
-    gradient = array_namespace(y).asarray(-lam * inner(signs, psi))
-    steps = (found.iterations, 0)
-    return Hypergradient(to_float(outer(found.x)), gradient, found.x, psi, steps, None, margin)
+    both = _on_support(A, y, found, lam, 0.0, _outer(outer))
+    return replace(both, gradient=both.gradient[0, ...])
 
 
 def elastic_net(
@@ -473,44 +483,31 @@ def elastic_net(
     """
     A, y, theta = _data(A, y, theta, (2,))
     lam1, lam2 = (to_float(lam) for lam in _weights(theta))
-    x0 = None if start is None else start.x
-    found = proximal.elastic_net(A, y, lam1, lam2, x0, rtol=rtol)
-    signs, psi, margin = _on_support(A, y, found, lam1, lam2, _outer(outer))
-    xp = array_namespace(y)
-    gradient = -xp.stack([lam1 * inner(signs, psi), lam2 * inner(found.x, psi)])
-    steps = (found.iterations, 0)
-    return Hypergradient(to_float(outer(found.x)), gradient, found.x, psi, steps, None, margin)
+    found = proximal.elastic_net(A, y, lam1, lam2, None if start is None else start.x, rtol=rtol)
+    return _on_support(A, y, found, lam1, lam2, _outer(outer))
 
 
 def _on_support(
-    A: LinearOperator, y: Array, found: Any, lam: float, lam2: float, outer: Functional
-) -> tuple[Array, Array, float]:
-    """Return signs, adjoint and margin of a sparse solution; zeros off the support."""
-    if not found.converged:
-        raise ValueError(f"the inner problem must be solved: {found.reason}")
+    A: LinearOperator, y: Array, found: Any, lam1: float, lam2: float, outer: Functional
+) -> Hypergradient:
+    """Return the hypergradient by both weights, from a sparse solution; ψ is 0 off its support."""
+    require(found.converged, f"the inner problem must be solved: {found.reason}")
     xp, x = array_namespace(y), found.x
     S = np.flatnonzero(to_numpy(x).ravel())
     off = np.delete(np.abs(to_numpy(found.state.c)).ravel(), S)
-    margin, psi = float(1 - off.max() / lam) if off.size else 1.0, 0 * x
-    if len(S):
-        psi = _support_adjoint(A, x, S, lam2, detach(outer.gradient(x)))
-    return xp.sign(x), psi, margin
+    margin = float(1 - off.max() / lam1) if off.size else 1.0
+    psi = _support_adjoint(A, x, S, lam2, detach(outer.gradient(x))) if len(S) else 0 * x
+    gradient = -xp.stack([lam1 * inner(xp.sign(x), psi), lam2 * inner(x, psi)])
+    steps = (found.iterations, 0)
+    return Hypergradient(to_float(outer(x)), gradient, x, psi, steps, None, margin)
 
 
 def _support_adjoint(A: LinearOperator, x: Array, S: np.ndarray, lam2: float, v: Array) -> Array:
     r"""Return ψ with :math:`(A_S^\top A_S+\lambda_2I)\psi_S=v_S`, zero off S."""
     xp = array_namespace(x)
     if A.matrix is None:
-        mask = xp.abs(xp.sign(x))
-
-        def normal(w: Array) -> Array:
-            return mask * (A.H @ (A @ (mask * w)) + lam2 * w) + (1 - mask) * w
-
-        H = LinearOperator(normal, normal, A.in_shape, A.in_shape, "H on the support", like=x)
-        found = implicit.solve(H, mask * v)
-        if not found.converged:
-            raise ValueError(f"the system on the support must be solved: {found.reason}")
-        return mask * found.x
+        eye = identity(A.in_shape)
+        return implicit.support_vjp(A.H @ A + lam2 * eye, -eye, xp.abs(xp.sign(x)), v)
     from scipy.linalg import cho_solve, lapack
 
     columns = to_numpy(xp.take(A.matrix, xp.asarray(S, device=device(x)), axis=1))
@@ -518,8 +515,10 @@ def _support_adjoint(A: LinearOperator, x: Array, S: np.ndarray, lam2: float, v:
     factor, failed = lapack.dpotrf(gram, lower=1)
     # A pivot is the squared distance of a column from those before it.
     pivots = np.diag(factor) ** 2 / np.diag(gram)
-    if failed or pivots.min() <= 10 * len(S) * np.finfo(float).eps:
-        raise ValueError("the columns of the support must be independent: they are not")
+    require(
+        not failed and pivots.min() > 10 * len(S) * np.finfo(float).eps,
+        "the columns of the support must be independent: they are not",
+    )
     psi[S] = cho_solve((factor, True), to_numpy(v)[S])
     return asarray_like(psi, x)
 
@@ -623,13 +622,17 @@ def _backwards(
     advance: Callable, back: Callable, x: Array, first: int, end: int, slots: int, found: tuple
 ) -> tuple[Array, Array]:
     """Take (ψ, gradient) from state ``end`` to ``first``, whose state x is kept in one slot."""
-    while end - first > 1 and slots > 1:
-        middle = first + _split(end - first, slots)
-        later = advance(x, first, middle)
-        found = _backwards(advance, back, later, middle, end, slots - 1, found)
-        end = middle
-    for k in range(end - 1, first - 1, -1):
-        found = back(advance(x, first, k), k, *found)
+    kept = [(first, x)]
+    while kept:
+        k, x = kept[-1]
+        free = slots - len(kept)
+        if end - k > 1 and free > 0:
+            middle = k + _split(end - k, free + 1)
+            kept.append((middle, advance(x, k, middle)))
+        else:
+            for j in range(end - 1, k - 1, -1):
+                found = back(advance(x, k, j), j, *found)
+            end, _ = kept.pop()
     return found
 
 
@@ -637,16 +640,20 @@ def _split(length: int, slots: int) -> int:
     """Return how far to go before the next checkpoint, by the binomial rule."""
     if slots >= length:
         return 1
-    repeats = 0
-    while math.comb(slots + repeats, slots) < length:
-        repeats += 1
+    repeats = _repeats(length, slots)
     least = math.comb(slots + repeats - 2, slots) if repeats > 1 else 1
     return max(1, least, length - math.comb(slots - 1 + repeats, slots - 1))
 
 
+def _repeats(length: int, slots: int) -> int:
+    """Return how often a step is computed again at most, by the binomial rule."""
+    return next(r for r in count() if math.comb(slots + r, slots) >= length)
+
+
 def _by_torch(step: Callable, theta: Array) -> Callable:
-    if not is_torch_array(theta):
-        raise ValueError("NumPy arrays need linearize: the derivatives of a step, by hand")
+    require(
+        is_torch_array(theta), "NumPy arrays need linearize: the derivatives of a step, by hand"
+    )
     return lambda x, theta, k: implicit.linearize(lambda x, theta: step(x, theta, k), x, theta)
 
 
@@ -686,7 +693,7 @@ class NewtonState(NamedTuple):
     steps: int
 
 
-def newton_cg(g: Inner, x0: Array, *, max_cg: int = 200) -> Iterator[NewtonState]:
+def newton_cg(g: Inner, x0: Array) -> Iterator[NewtonState]:
     r"""Newton's method with conjugate gradients, for a smooth convex g.
 
     .. math:: g_{xx}(x_k)\,d\approx-\nabla g(x_k),\qquad x_{k+1}=x_k+td
@@ -708,7 +715,6 @@ def newton_cg(g: Inner, x0: Array, *, max_cg: int = 200) -> Iterator[NewtonState
     array([1.  , 0.25])
     """
     x = as_real(x0, "x0")
-    max_cg = as_count(max_cg, "max_cg", minimum=1)
 
     def iterate(x: Array) -> Iterator[NewtonState]:
         r, value, steps = -g.gradient(x), to_float(g.value(x)), 0
@@ -720,7 +726,7 @@ def newton_cg(g: Inner, x0: Array, *, max_cg: int = 200) -> Iterator[NewtonState
                 return "the gradient is exactly zero"
             H = g.hessian(x)
             stop = residual_rule(H, r, rtol=min(0.5, size**0.5))
-            found = run(cg(H, r), stop=stop, max_iter=max_cg)
+            found = run(cg(H, r), stop=stop, max_iter=200)
             d, t, steps = detach(found.x), 1.0, steps + found.iterations
             slope, floor = to_float(inner(r, d)), 5 * eps * abs(value)
             while to_float(g.value(x + t * d)) > value - 1e-4 * t * slope + floor and t > 1e-10:
@@ -789,58 +795,53 @@ def experts(A: Any, y: Array, theta: Array, *, eps: float = 0.01) -> Inner:
     8.0
     """
     A, y, theta = _data(identity(tuple(y.shape)) if A is None else A, y, theta)
-    if theta.ndim != 3 or any(size % 2 == 0 for size in theta.shape[1:]) or len(A.in_shape) != 2:
-        raise ValueError(
-            "theta must hold filters with an odd number of taps each way, for pictures: got "
-            f"{tuple(theta.shape)} for x of shape {A.in_shape}"
-        )
+    require(
+        theta.ndim == 3 and all(size % 2 for size in theta.shape[1:]) and len(A.in_shape) == 2,
+        "theta must hold filters with an odd number of taps each way, for pictures: got "
+        f"{tuple(theta.shape)} for x of shape {A.in_shape}",
+    )
     eps, xp = as_scalar(eps, "eps", positive=True), array_namespace(y)
+    taps, many = tuple(theta.shape), (theta.shape[0], *A.in_shape)
+    K = LinearOperator(
+        lambda x: _filtered(theta, x), lambda z: _to_picture(theta, z), A.in_shape, many, like=y
+    )
 
     def root(s: Array) -> Array:
         return xp.sqrt(s * s + eps**2)
 
-    def hessian(x: Array) -> LinearOperator:
-        curvature = eps**2 / root(_filtered(theta, x)) ** 3
-
-        def apply(v: Array) -> Array:
-            return A.H @ (A @ v) + _to_picture(theta, curvature * _filtered(theta, v))
-
-        return LinearOperator(apply, apply, A.in_shape, A.in_shape, "g_xx", like=y)
-
-    def cross(x: Array) -> LinearOperator:
-        s = _filtered(theta, x)
-        slope, curvature = s / root(s), eps**2 / root(s) ** 3
-        return LinearOperator(
-            lambda t: _to_picture(theta, curvature * _filtered(t, x)) + _to_picture(t, slope),
-            lambda v: (
-                _to_taps(theta, curvature * _filtered(theta, v), x) + _to_taps(theta, slope, v)
-            ),
-            tuple(theta.shape),
-            A.in_shape,
-            "g_xtheta",
-            like=y,
-        )
+    def value(x: Array) -> Array:
+        return 0.5 * norm(A @ x - y) ** 2 + xp.sum(root(K @ x) - eps)
 
     def gradient(x: Array) -> Array:
-        s = _filtered(theta, x)
-        return A.H @ (A @ x - y) + _to_picture(theta, s / root(s))
+        s = K @ x
+        return A.H @ (A @ x - y) + K.H @ (s / root(s))
 
-    def value(x: Array) -> Array:
-        return 0.5 * norm(A @ x - y) ** 2 + xp.sum(root(_filtered(theta, x)) - eps)
+    def curved(x: Array) -> LinearOperator:
+        return K.H @ diagonal(eps**2 / root(K @ x) ** 3)
 
-    return Inner(value, gradient, hessian, cross)
+    def cross(x: Array) -> LinearOperator:
+        # θ * x changes with θ, and so does the adjoint of x ↦ θ * x, at the slopes of φ.
+        slope = (K @ x) / root(K @ x)
+        by_taps = LinearOperator(
+            lambda t: _filtered(t, x), lambda z: _to_taps(taps, z, x), taps, many, like=y
+        )
+        return curved(x) @ by_taps + LinearOperator(
+            lambda t: _to_picture(t, slope), lambda v: _to_taps(taps, slope, v), taps, A.in_shape
+        )
+
+    return Inner(value, gradient, lambda x: A.H @ A + curved(x) @ K, cross)
 
 
-def _shifts(theta: Array) -> list[tuple[int, int]]:
+def _shifts(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
     """Return by how much each tap of a centred filter moves a picture."""
-    rows, columns = theta.shape[1:]
+    _, rows, columns = shape
     return [(i - rows // 2, j - columns // 2) for i in range(rows) for j in range(columns)]
 
 
 def _filtered(theta: Array, x: Array) -> Array:
     r"""Return :math:`\theta_i*x` for all filters, periodic: bilinear in θ and x."""
     xp = array_namespace(x)
-    moved = xp.stack([xp.roll(x, shift, axis=(0, 1)) for shift in _shifts(theta)])
+    moved = xp.stack([xp.roll(x, shift, axis=(0, 1)) for shift in _shifts(theta.shape)])
     return xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)), moved, axes=1)
 
 
@@ -849,15 +850,16 @@ def _to_picture(theta: Array, z: Array) -> Array:
     xp = array_namespace(z)
     spread = xp.tensordot(xp.reshape(theta, (theta.shape[0], -1)).T, z, axes=1)
     return sum(
-        xp.roll(spread[t, ...], (-i, -j), axis=(0, 1)) for t, (i, j) in enumerate(_shifts(theta))
+        xp.roll(spread[t, ...], (-i, -j), axis=(0, 1))
+        for t, (i, j) in enumerate(_shifts(theta.shape))
     )
 
 
-def _to_taps(theta: Array, z: Array, x: Array) -> Array:
-    """Return the adjoint of θ ↦ θ * x at z."""
+def _to_taps(shape: tuple[int, int, int], z: Array, x: Array) -> Array:
+    """Return the adjoint of θ ↦ θ * x at z, for filters of this shape."""
     xp = array_namespace(z)
-    taps = [xp.sum(z * xp.roll(x, shift, axis=(0, 1)), axis=(1, 2)) for shift in _shifts(theta)]
-    return xp.reshape(xp.stack(taps, axis=1), tuple(theta.shape))
+    taps = [xp.sum(z * xp.roll(x, shift, axis=(0, 1)), axis=(1, 2)) for shift in _shifts(shape)]
+    return xp.reshape(xp.stack(taps, axis=1), shape)
 
 
 def federated(
@@ -909,44 +911,77 @@ def federated(
     array([0.25])
     """
     x0, rho = detach(as_real(x0, "x0")), as_scalar(rho, "rho", positive=True)
-    xp, shape = array_namespace(x0), tuple(x0.shape)
+    xp, rtol = array_namespace(x0), as_scalar(rtol, "rtol", positive=True)
     eps = float(xp.finfo(x0.dtype).eps)
-    rtol = max(as_scalar(rtol, "rtol", positive=True), 10 * eps)
-    if not clients:
-        raise ValueError("clients must be pairs of an inner problem and a loss: got none")
-    models, value, gradient, steps = [], 0.0, zeros(shape, x0), (0, 0)
+    require(len(clients) > 0, "clients must be pairs of an inner problem and a loss: got none")
+    models, value, gradient, steps = [], 0.0, 0 * x0, (0, 0)
     for g, f in clients:
-        near = _with_prox(g, x0, rho)
-        stop = newton_rule(near, x0, rtol=rtol)
         # Rounding of x leaves a gradient of eps ρ‖x‖.
-        stop = replace(stop, bound=max(stop.bound, 10 * eps * rho * to_float(norm(x0))))
-        found = run(newton_cg(near, x0), stop=stop, max_iter=100)
-        if not found.converged:
-            raise ValueError(f"the problem of each client must be solved: {found.reason}")
-        solved = implicit.solve(near.hessian(found.x), rho * f.gradient(found.x), rtol=rtol)
-        if not solved.converged:
-            raise ValueError(f"the adjoint system of each client must be solved: {solved.reason}")
+        bound = max(rtol, 10 * eps) * max(to_float(norm(g.gradient(x0))), 1.0)
+        bound = max(bound, 10 * eps * rho * to_float(norm(x0)))
+        found, solved, fine, reason = _near(g.gradient, g.hessian, f.gradient, x0, rho, rtol, bound)
+        require(fine, f"the problems of each client must be solved: {reason}")
         models.append(found.x)
         value, gradient = value + to_float(f(found.x)), gradient + solved.x
         steps = (steps[0] + found.iterations, steps[1] + solved.iterations)
     if total is not None:
         both = total(xp.concat([xp.reshape(gradient, (-1,)), asarray_like(np.array([value]), x0)]))
-        gradient, value = xp.reshape(both[:-1], shape), to_float(both[-1])
+        gradient, value = xp.reshape(both[:-1], x0.shape), to_float(both[-1])
     return Hypergradient(value, gradient, xp.stack(models), gradient, steps)
 
 
-def _with_prox(g: Inner, x0: Array, rho: float) -> Inner:
-    def hessian(x: Array) -> LinearOperator:
-        H = g.hessian(x)
-        return LinearOperator(
-            lambda v: H @ v + rho * v, lambda v: H.H @ v + rho * v, H.in_shape, H.out_shape, like=x0
-        )
+class ProxState(NamedTuple):
+    """Iterate, and the gradient of the problem."""
 
-    return Inner(
-        lambda x: g.value(x) + 0.5 * rho * norm(x - x0) ** 2,
-        lambda x: g.gradient(x) + rho * (x - x0),
-        hessian,
+    x: Array
+    r: Array
+
+
+def _near(
+    gradient: Callable,
+    hessian: Callable,
+    outer_gradient: Callable,
+    x0: Array,
+    rho: float,
+    rtol: float,
+    bound: float,
+    max_iter: int = 100,
+) -> tuple[Result, implicit.Solution, bool, str]:
+    r"""Solve both problems of a model that is kept near x_0, given the derivatives of g and f.
+
+    Newton's method with steps halved until the gradient is shorter, and one more linear system:
+    what they returned, whether all went well, and in words how.
+    """
+
+    def residual(x: Array) -> Array:
+        return gradient(x) + rho * (x - x0)
+
+    def iterate() -> Iterator[ProxState]:
+        x, r = x0, residual(x0)
+        while True:
+            yield ProxState(x, r)
+            found = implicit.solve(implicit.lavrentiev(hessian(x), rho), r, rtol=0.1 * rtol)
+            t, length = 1.0, to_float(norm(r))
+            while not to_float(norm(residual(x - t * found.x))) <= (1 - 1e-4 * t) * length:
+                t /= 2
+                if t < 1e-6:
+                    return f"breakdown: Newton's direction does not help ({found.reason})"
+            x = x - t * found.x
+            r = residual(x)
+
+    stop = StoppingRule(
+        measure=lambda state: to_float(norm(state.r)),
+        verify=lambda state: to_float(norm(residual(state.x))),
+        bound=bound,
+        name="gradient norm",
     )
+    found = run(iterate(), stop=stop, max_iter=max_iter)
+    H = implicit.lavrentiev(hessian(found.x), rho)
+    solved = implicit.solve(H, rho * outer_gradient(found.x), rtol=rtol)
+    convex = solved.predicted is not None or solved.method in ("cholesky", "none")
+    reason = f"inner problem: {found.reason}; linear system: {solved.reason}"
+    reason += "" if convex else "; H + rho I is not positive definite: take a larger rho"
+    return found, solved, found.converged and solved.converged and convex, reason
 
 
 def ode(
@@ -1005,12 +1040,16 @@ def ode(
     True
     """
     x0, p, t = as_real(x0, "x0", ndim=1), as_real(p, "p", ndim=1), as_real(t, "t", ndim=1)
-    if not all(isinstance(each, np.ndarray) for each in (x0, p, t)):
-        raise ValueError("x0, p and t must be NumPy arrays: got others")
+    require(
+        all(isinstance(each, np.ndarray) for each in (x0, p, t)),
+        "x0, p and t must be NumPy arrays: got others",
+    )
     for each, name in ((p, "p"), (t, "t")):
         check_alike(each, name, x0, "x0")
-    if len(t) < 2 or np.diff(t).min() <= 0:
-        raise ValueError("t must hold two numbers or more, each above the one before: it does not")
+    require(
+        len(t) >= 2 and (np.diff(t) > 0).all(),
+        "t must hold two numbers or more, each above the one before: it does not",
+    )
     path = _trapezoidal(f, f_x, x0, p, t)
     V, gradient = _outer(outer).gradient(path), np.zeros_like(p)
     eye = np.eye(len(x0), dtype=x0.dtype)
@@ -1042,8 +1081,10 @@ def _trapezoidal(f: Callable, f_x: Callable, x0: Array, p: Array, t: Array) -> n
             x = x - d
             if not np.abs(d).max() > rtol * max(1.0, np.abs(x).max()):
                 break
-        if not np.isfinite(x).all() or np.abs(d).max() > rtol * max(1.0, np.abs(x).max()):
-            raise ValueError(f"every step must have a solution: Newton's method fails at {t[k]}")
+        require(
+            np.isfinite(x).all() and np.abs(d).max() <= rtol * max(1.0, np.abs(x).max()),
+            f"every step must have a solution: Newton's method fails at {t[k]}",
+        )
         X.append(x.astype(x0.dtype))
     return np.stack(X)
 

@@ -23,6 +23,7 @@ from .arrays import (
     inner,
     namespace,
     norm,
+    require,
     to_float,
 )
 from .operators import LinearOperator, as_operator
@@ -190,11 +191,12 @@ def slope(x: Array, y: Array) -> float:
     x, y = as_real(x, "x", ndim=1), as_real(y, "y", ndim=1)
     as_real(y, "y", shape=x.shape)
     xp = namespace(x, y)
-    if not (bool(xp.all(x > 0)) and bool(xp.all(y > 0))):
-        raise ValueError("x and y must be positive: a logarithm is taken")
+    require(
+        bool(xp.all(x > 0)) and bool(xp.all(y > 0)),
+        "x and y must be positive: a logarithm is taken",
+    )
     u, v = xp.log(x) - xp.mean(xp.log(x)), xp.log(y) - xp.mean(xp.log(y))
-    if to_float(norm(u)) == 0:
-        raise ValueError("x must vary: expected at least two different values, got one")
+    require(to_float(norm(u)) > 0, "x must vary: expected at least two different values, got one")
     return to_float(inner(u, v) / inner(u, u))
 
 
@@ -247,8 +249,10 @@ def taylor(
     not the gradient: the derivative of f is -1 times the claimed one; the sign is wrong
     """
     x = as_real(x, "x")
-    if x.dtype != array_namespace(x).float64:
-        raise ValueError(f"x must be in double precision: expected float64, got {x.dtype}")
+    require(
+        x.dtype == array_namespace(x).float64,
+        f"x must be in double precision: expected float64, got {x.dtype}",
+    )
     rng = np.random.default_rng(as_count(seed, "seed"))
     size = to_float(norm(x)) / math.sqrt(math.prod(x.shape)) or 1.0
     worst, ratios = math.inf, []
@@ -489,10 +493,8 @@ def gradients(
     *,
     first_order: Array | Callable[[Array], Array] | None = None,
     linear: tuple[Any, Any, Array] | None = None,
-    truncated: Callable[[Array], Any] | None = None,
     residual: float | Callable[[Array], Any] = 0.0,
     rtol: float = 1e-6,
-    steps: Array | None = None,
     directions: int = 8,
     seed: int = 0,
 ) -> GradientTable:
@@ -506,20 +508,18 @@ def gradients(
     than ``directions`` of them, along so many random unit vectors. The error is least between
     the two terms: the step taken is the one where the differences change least from step to step,
     and this change is their *floor*. A way agrees if no derivative is off by more than
-    (rtol + 2 floor) times the largest one.
+    (rtol + 2 floor) times the largest one. Tried are thirteen steps from 10⁻¹ to 10⁻⁷, times the
+    root mean square of θ (or 1, if it is 0); each takes two values of J a direction.
 
     A way that does not agree is compared with what well-known mistakes return:
 
     - ``first order``: the gradient without its second-order term, as it comes without
       ``create_graph=True``; it is equal to ``first_order``.
     - ``lost``: 0, or torch finds no path back to θ at all.
-    - ``not transposed``, ``adjoint sign``: the adjoint formula with :math:`F_x` in the place of
-      :math:`F_x^\top`, or with the other sign; computed from ``linear``.
-    - ``truncated``: right for another objective, whose differences it is equal to.
+    - ``not transposed``: the adjoint formula with :math:`F_x` in the place of :math:`F_x^\top`;
+      computed from ``linear``.
+    - ``wrong sign``, ``twice``, ``half``: a simple multiple of the gradient.
     - ``factor lambda``: the derivative by λ, where θ = log λ.
-    - ``wrong sign``, ``2 times`` and the like: a multiple of the gradient. One parameter shows no
-      pattern, because all its derivatives are multiples of each other: then only -1, 2 and 1/2
-      and -2 and -1/2 are named.
 
     Parameters
     ----------
@@ -539,15 +539,10 @@ def gradients(
         unknowns, and :math:`v=\nabla_xf`. The adjoint formula
         :math:`\nabla_\theta f-F_\theta^\top F_x^{-\top}v` then joins the ways, computed with dense
         matrices; :math:`\nabla_\theta f` is ``first_order``, or 0.
-    truncated : callable, optional
-        θ to a number: J with the few inner steps that an unrolled way takes.
     residual : float or callable, optional
         Norm of the inner residual at θ, relative to the data. The inner problem counts as solved
         if it is at most rtol.
     rtol : float
-    steps : array, optional
-        Steps h, at least three, falling. By default thirteen from 10⁻¹ to 10⁻⁷, times the root
-        mean square of θ (or 1, if it is 0). Each takes two values of J a direction.
     directions : int
     seed : int
         Of the random directions.
@@ -583,27 +578,30 @@ def gradients(
     'by lambda' is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing
     """
     theta, rtol = detach(as_real(theta, "theta")), as_scalar(rtol, "rtol", positive=True)
-    if not isinstance(ways, dict) or not ways:
-        raise ValueError(f"ways must be gradients by name: expected a dict, got {ways!r}")
+    require(
+        isinstance(ways, dict) and len(ways) > 0,
+        f"ways must be gradients by name: expected a dict, got {ways!r}",
+    )
     for x, name in ((theta, "theta"), (J(theta), "J")):
-        if "float64" not in str(getattr(x, "dtype", "float64")):
-            raise ValueError(f"{name} must be in double precision: expected float64, got {x.dtype}")
-    lines, h = _lines(theta, directions, seed), _steps(steps, theta)
+        kind = str(getattr(x, "dtype", "float64"))
+        require(
+            "float64" in kind, f"{name} must be in double precision: expected float64, got {kind}"
+        )
+    lines, suspects = _lines(theta, directions, seed), {}
     try:
-        found = _differences(J, "J", theta, lines, h)
+        found = _differences(J, theta, lines)
         direct = 0 * theta if first_order is None else _gradient(first_order, theta, "first_order")
-        suspects = {} if first_order is None else {"first order": _along(direct, lines)}
+        if first_order is not None:
+            suspects["first order"] = _along(direct, lines)
         if linear is not None:
-            term, untransposed = _adjoint_terms(theta, *linear)
-            ways = {**ways, "adjoint formula": direct - term}
-            suspects["not transposed"] = _along(direct - untransposed, lines)
-            suspects["adjoint sign"] = _along(direct + term, lines)
-        if truncated is not None:
-            suspects["truncated"] = _differences(truncated, "truncated", theta, lines, h).values
-        suspects["lost"] = _along(0 * theta, lines)
+            right, wrong = (direct - term for term in _adjoint_terms(theta, *linear))
+            ways = {**ways, "adjoint formula": right}
+            suspects["not transposed"] = _along(wrong, lines)
         left = _number(residual, theta, "residual") if callable(residual) else residual
     except _Broken as problem:
-        return GradientTable(False, math.inf, rtol, str(problem), "", {}, {}, h, h[:, None], 0)
+        none = np.empty(0)
+        return GradientTable(False, math.inf, rtol, str(problem), "", {}, {}, none, none, 0)
+    suspects |= {name: factor * found.values for name, factor in _FACTORS.items()}
     bound = rtol + 2 * found.floor
     rows = [_row(name, way, theta, lines, found, suspects, bound) for name, way in ways.items()]
     wrong = [
@@ -620,16 +618,16 @@ def gradients(
         _table(found, rows, "axis" if len(lines) == math.prod(theta.shape) else "direction"),
         {row.name: row.error for row in rows},
         {row.name: row.verdict for row in rows},
-        h,
+        found.steps,
         found.every,
         found.best,
     )
 
 
 class _Differences(NamedTuple):
+    steps: np.ndarray
     every: np.ndarray  # shape (steps, directions)
     best: int  # the step used
-    step: float
     values: np.ndarray
     size: float  # of the largest value
     floor: float  # relative to it
@@ -643,16 +641,16 @@ class _Row(NamedTuple):
     verdict: str
 
 
+_FACTORS = {"lost": 0.0, "wrong sign": -1.0, "twice": 2.0, "half": 0.5}
 _MEANINGS = {
     "first order": "lacks the second-order term: was the inner gradient taken without "
     "create_graph=True?",
-    "lost": "is 0: theta is lost on the way (detach, no_grad, or create_graph=True is missing)",
     "not transposed": "solves F_x psi = v: the adjoint equation needs the transpose, F_x' psi = v",
-    "adjoint sign": "has the adjoint term with the wrong sign: expected - F_theta' psi",
-    "truncated": "is exact for the truncated objective, not for J: take more inner steps, or the "
-    "implicit gradient",
-    "factor lambda": "is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing",
+    "lost": "is 0: theta is lost on the way (detach, no_grad, or create_graph=True is missing)",
     "wrong sign": "is minus the gradient",
+    "twice": "is 2 times the gradient",
+    "half": "is 0.5 times the gradient",
+    "factor lambda": "is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing",
     "differs": "differs from the finite differences",
 }
 
@@ -663,16 +661,6 @@ def _lines(theta: Array, directions: int, seed: int) -> list[Array]:
     rng = np.random.default_rng(as_count(seed, "seed"))
     rows = np.eye(size) if size <= count else rng.standard_normal((count, size))
     return [asarray_like((d / np.linalg.norm(d)).reshape(theta.shape), theta) for d in rows]
-
-
-def _steps(steps: Array | None, theta: Array) -> np.ndarray:
-    if steps is None:
-        size = to_float(norm(theta)) / math.sqrt(math.prod(theta.shape)) or 1.0
-        return size * 10.0 ** -np.arange(1.0, 7.5, 0.5)
-    h = np.array([to_float(step) for step in as_real(steps, "steps", ndim=1)])
-    if h.size < 3 or not (h > 0).all() or not (np.diff(h) < 0).all():
-        raise ValueError(f"steps must be positive and fall: expected at least three, got {h}")
-    return h
 
 
 def _along(g: Array, lines: list[Array]) -> np.ndarray:
@@ -699,32 +687,30 @@ def _adjoint_terms(theta: Array, F_x: Any, F_theta: Any, v: Array) -> tuple[Arra
     return tuple(xp.reshape(term, theta.shape) for term in terms)
 
 
-def _differences(
-    J: Callable, name: str, theta: Array, lines: list[Array], steps: np.ndarray
-) -> _Differences:
+def _differences(J: Callable, theta: Array, lines: list[Array]) -> _Differences:
     """Return central differences; the best step is where they change least, on both sides."""
-    every = np.array(
-        [
-            [
-                (_number(J, theta + h * d, name) - _number(J, theta - h * d, name)) / (2 * h)
-                for d in lines
-            ]
-            for h in steps.tolist()
-        ]
-    )
+    length = to_float(norm(theta)) / math.sqrt(math.prod(theta.shape)) or 1.0
+    steps = length * 10.0 ** -np.arange(1.0, 7.5, 0.5)
+    sides = [
+        [_number(J, theta + h * d, "J") - _number(J, theta - h * d, "J") for d in lines]
+        for h in steps.tolist()
+    ]
+    every = np.array(sides) / (2 * steps[:, None])
     change = np.nan_to_num(np.abs(np.diff(every, axis=0)).max(axis=1), nan=math.inf)
     around = np.maximum(change[:-1], change[1:])
     best = int(np.argmin(around)) + 1
     if not math.isfinite(around[best - 1]):
-        raise _Broken(f"{name} is NaN or infinite near theta, whatever the step")
+        raise _Broken("J is NaN or infinite near theta, whatever the step")
     size = float(np.abs(every[best]).max()) or 1.0
     # Where J is smooth, the changes fall with h² until rounding stops them: jumps do not obey.
     rough = float(np.max(change[1:] * steps[2:], where=change[1:] > change[:-1], initial=0.0))
-    rounding = 1e4 * np.finfo(float).eps * abs(_number(J, theta, name))
+    rounding = 1e4 * np.finfo(float).eps * abs(_number(J, theta, "J"))
     jump = rough if rough > rounding else 0.0
-    return _Differences(every, best, steps[best], every[best], size, around[best - 1] / size, jump)
+    return _Differences(steps, every, best, every[best], size, around[best - 1] / size, jump)
 
 
+# What does not agree may overflow when it is multiplied by lambda.
+@np.errstate(over="ignore", invalid="ignore")
 def _row(
     name: str,
     way: Array | Callable,
@@ -734,86 +720,58 @@ def _row(
     suspects: dict[str, np.ndarray],
     bound: float,
 ) -> _Row:
-    """Judge one way."""
-    try:
-        g = _gradient(way, theta, "it")
-    except _Broken as problem:
-        words = str(problem).removeprefix("it ")
-        return _Row(name, np.full(len(lines), math.nan), math.inf, words)
-    except RuntimeError as problem:
-        # What torch says where its graph does not lead to theta.
-        if "require grad" not in str(problem) and "used in the graph" not in str(problem):
-            raise
-        return _Row(name, np.full(len(lines), math.nan), math.inf, "lost")
-    values = _along(g, lines)
-    error = float(np.abs(values - found.values).max()) / found.size
-    if error <= bound:
-        return _Row(name, values, error, "agrees")
-    with np.errstate(over="ignore", invalid="ignore"):
-        chained = _along(g * array_namespace(theta).exp(theta), lines)
-    return _Row(name, values, error, _mistake(values, chained, found, suspects, bound))
-
-
-def _mistake(
-    values: np.ndarray,
-    chained: np.ndarray,
-    found: _Differences,
-    suspects: dict[str, np.ndarray],
-    bound: float,
-) -> str:
-    """Name what turns the differences into these values; chained: the values times lambda."""
+    """Judge one way: the first set of derivatives that it equals names it."""
 
     def close(a: np.ndarray, b: np.ndarray) -> bool:
         return bool(np.abs(a - b).max() <= bound * max(found.size, np.abs(b).max()))
 
-    for name, suspect in suspects.items():
-        if close(values, suspect):
-            return name
-    if close(chained, found.values):
-        return "factor lambda"
-    seen = np.abs(found.values) > 1e-2 * found.size
-    factor = _common_factor(list(values[seen] / found.values[seen])) if seen.any() else None
-    if factor is None or not close(values / factor, found.values):
-        return "differs"
-    if values.size == 1 and not np.isclose(factor, [-1, 2, 0.5, -2, -0.5], rtol=1e-3).any():
-        return "differs"
-    return "wrong sign" if abs(factor + 1) < 1e-2 else f"is {factor:.4g} times the gradient"
+    try:
+        g = _gradient(way, theta, "it")
+    except (_Broken, RuntimeError) as problem:
+        # What torch says where its graph does not lead to theta.
+        lost = "require grad" in str(problem) or "used in the graph" in str(problem)
+        if not lost and not isinstance(problem, _Broken):
+            raise
+        words = "lost" if lost else str(problem).removeprefix("it ")
+        return _Row(name, np.full(len(lines), math.nan), math.inf, words)
+    values = _along(g, lines)
+    known = {"agrees": found.values, **suspects}
+    verdict = next((name for name, those in known.items() if close(values, those)), "differs")
+    if verdict == "differs" and close(
+        _along(g * array_namespace(theta).exp(theta), lines), found.values
+    ):
+        verdict = "factor lambda"
+    return _Row(name, values, float(np.abs(values - found.values).max()) / found.size, verdict)
 
 
 def _doubts(found: _Differences, rows: list[_Row], residual: float, rtol: float) -> list[str]:
     """Return what speaks against J and its differences themselves, in words."""
-    doubts, strangers = [], [row for row in rows if row.verdict == "differs"]
-    if residual > rtol:
-        doubts.append(
-            f"the inner problem is not solved: its residual is {residual:.0e}, "
-            f"where {rtol:.0e} is allowed"
-        )
-    if found.floor > rtol:
-        doubts.append(
-            f"the differences are good to {found.floor:.0e} only, where {rtol:.0e} is asked for"
-        )
-    if found.jump and (strangers or found.floor > rtol):
-        doubts.append(
-            f"J jumps by {found.jump:.0e}, and the differences by that over h: does the inner "
-            "solve stop at a tolerance, or work in single precision? Make the tolerance smaller"
-        )
-    elif found.floor > rtol:
-        doubts.append("try other steps, and a point that is not stationary")
+    strangers, poor = [row for row in rows if row.verdict == "differs"], found.floor > rtol
     apart = max((np.abs(row.values - strangers[0].values).max() for row in strangers), default=0.0)
-    if len(strangers) > 1 and apart < 0.1 * found.size * min(row.error for row in strangers):
-        names = " and ".join(f"'{row.name}'" for row in strangers)
-        doubts.append(f"{names} agree with each other: is the inner problem of J solved?")
-    return doubts
+    united = len(strangers) > 1 and apart < 0.1 * found.size * min(r.error for r in strangers)
+    names = " and ".join(f"'{row.name}'" for row in strangers)
+    doubts = {
+        f"the inner problem is not solved: its residual is {residual:.0e}, "
+        f"where {rtol:.0e} is allowed": residual > rtol,
+        f"the differences are good to {found.floor:.0e} only, where {rtol:.0e} is asked for": poor,
+        f"J jumps by {found.jump:.0e}, and the differences by that over h: does the inner "
+        "solve stop at a tolerance, or work in single precision? Make the tolerance smaller": (
+            found.jump > 0 and (poor or len(strangers) > 0)
+        ),
+        "try a point that is not stationary": poor and not found.jump,
+        f"{names} agree with each other: is the inner problem of J solved?": united,
+    }
+    return [words for words, holds in doubts.items() if holds]
 
 
 def _table(found: _Differences, rows: list[_Row], kind: str) -> str:
     """Return the table; of many directions, three are shown."""
     count, shown = found.values.size, min(found.values.size, 3)
-    style = "16.9f" if 1e-3 <= found.size < 1e5 else "16.8e"
-    measure = _Row("finite differences", found.values, found.floor, f"floor, h = {found.step:.0e}")
-    width = max(len(row.name) for row in (measure, *rows))
+    style, h = "16.9f" if 1e-3 <= found.size < 1e5 else "16.8e", found.steps[found.best]
+    rows = [_Row("finite differences", found.values, found.floor, f"floor, h = {h:.0e}"), *rows]
+    width = max(len(row.name) for row in rows)
     lines = [" " * width + "".join(f"{kind} {j + 1}".rjust(16) for j in range(shown)) + "   error"]
-    for row in (measure, *rows):
+    for row in rows:
         numbers = "".join(f"{value:{style}}" for value in row.values[:shown])
         lines.append(f"{row.name:<{width}}{numbers}{row.error:8.0e}   {row.verdict}")
     rule = "─" * max(len(line) for line in lines)

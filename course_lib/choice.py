@@ -31,16 +31,22 @@ from .arrays import (
     as_real,
     as_scalar,
     asarray_like,
-    check_alike,
     inner,
     norm,
+    require,
     to_float,
     to_numpy,
-    zeros,
 )
 from .filters import decompose, standard_form
 from .iterate import Result
-from .operators import LinearOperator, as_operator, identity, subsampling
+from .operators import (
+    LinearOperator,
+    _response,
+    _with_data,
+    as_operator,
+    identity,
+    subsampling,
+)
 
 __all__ = [
     "Choice",
@@ -126,8 +132,7 @@ class Smoother:
 
     def fit(self, y: Array) -> "Fit":
         """Return what the data say in this basis."""
-        y = as_real(y, "y", shape=self.A.out_shape)
-        check_alike(y, "y", self.A.like, self.A.name)
+        y = as_real(y, "y", shape=self.A.out_shape, like=self.A.like)
         xp, beta, outside = array_namespace(y), self.analyse(y), 0.0
         if self.U is not None and self.U.shape[0] > self.U.shape[1]:
             rest = xp.reshape(y, (-1,)) - self.U @ beta
@@ -242,11 +247,11 @@ def smoother(A: Any, D: Any = None, *, like: Array | None = None) -> Smoother:
 def _fourier_smoother(A: LinearOperator, D: LinearOperator | None) -> Smoother:
     xp, spectrum = array_namespace(A.like), decompose(A)
     c, d = (_fourier_gains(op, A.like) for op in (A, identity(A.in_shape) if D is None else D))
-    if ((c == 0) & (d == 0)).any():
-        raise ValueError(
-            "A and D must have no common null vector: expected each frequency to be seen by one "
-            "of them, got a frequency in both null spaces"
-        )
+    require(
+        ((c > 0) | (d > 0)).all(),
+        "A and D must have no common null vector: expected each frequency to be seen by one "
+        "of them, got a frequency in both null spaces",
+    )
     return Smoother(
         A,
         c,
@@ -259,9 +264,7 @@ def _fourier_smoother(A: LinearOperator, D: LinearOperator | None) -> Smoother:
 
 def _fourier_gains(A: LinearOperator, like: Array) -> np.ndarray:
     """Return how much A makes of each frequency: its response to a pulse, transformed."""
-    pulse = zeros(A.in_shape, like)
-    pulse[(0,) * len(A.in_shape)] = 1.0
-    response = to_numpy(A @ pulse).reshape(-1, *A.in_shape)
+    response = to_numpy(_response(A, like)).reshape(-1, *A.in_shape)
     spectra = np.fft.fftn(response, axes=tuple(range(1, response.ndim)))
     gains = np.linalg.norm(spectra.reshape(len(spectra), -1), axis=0)
     return np.where(gains > math.sqrt(gains.size) * _eps(like) * gains.max(), gains, 0.0)
@@ -269,17 +272,19 @@ def _fourier_gains(A: LinearOperator, like: Array) -> np.ndarray:
 
 def _fit(A: Any, y: Array, D: Any) -> Fit:
     """Return the data in the bases of (A, D), or of the Smoother that stands for both."""
-    if isinstance(A, Smoother) and D is not None:
-        raise ValueError("D must not be given twice: expected None, because the Smoother has one")
-    y = as_real(y, "y")
-    fit = (A if isinstance(A, Smoother) else smoother(A, D, like=y)).fit(y)
+    known, y = isinstance(A, Smoother), as_real(y, "y")
+    require(
+        D is None or not known,
+        "D must not be given twice: expected None, because the Smoother has one",
+    )
+    fit = (A if known else smoother(A, D, like=y)).fit(y)
     seen = fit.power[(fit.smoother.c > 0) & (fit.smoother.d > 0)].sum()
     floor = math.prod(y.shape) * _eps(fit.y)
-    if seen <= floor**2 * (fit.power.sum() + fit.outside):
-        raise ValueError(
-            "y must depend on what D penalizes: expected a part of y in the range of A that λ "
-            "can change, got none (y = 0, or x is the same for every λ)"
-        )
+    require(
+        seen > floor**2 * (fit.power.sum() + fit.outside),
+        "y must depend on what D penalizes: expected a part of y in the range of A that λ "
+        "can change, got none (y = 0, or x is the same for every λ)",
+    )
     return fit
 
 
@@ -310,14 +315,15 @@ def golden_section(
     2.0
     """
     low, high, tol = float(low), float(high), as_scalar(tol, "tol", positive=True)
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"low and high must be finite, low < high: got {low} and {high}")
+    require(
+        -math.inf < low < high < math.inf,
+        f"low and high must be finite, low < high: got {low} and {high}",
+    )
     ratio = (math.sqrt(5) - 1) / 2
 
     def value(t: float) -> float:
         answer = float(f(t))
-        if math.isnan(answer):
-            raise ValueError(f"f must give numbers: expected no NaN, got one at {t}")
+        require(not math.isnan(answer), f"f must give numbers: expected no NaN, got one at {t}")
         return answer
 
     left, right = high - ratio * (high - low), low + ratio * (high - low)
@@ -367,13 +373,12 @@ def _by_solver(
     A: Any, y: Array, D: Any, grid: Any, solver: Callable
 ) -> tuple[LinearOperator, Array, np.ndarray, Callable[..., Array]]:
     """Return the arguments, checked, and the solver as a function that answers with x."""
-    A = as_operator(A)
-    y = as_real(y, "y", shape=A.out_shape)
-    if A.like is not None:
-        check_alike(y, "y", A.like, A.name)
-    if not callable(solver) or D is not None:
-        got = type(solver).__name__ if D is None else "a D beside it"
-        raise ValueError(f"solver must be a function (A, y, lam) that knows D: got {got}")
+    A, y = _with_data(A, y)
+    require(
+        callable(solver) and D is None,
+        "solver must be a function (A, y, lam) that knows D: "
+        f"got {type(solver).__name__ if D is None else 'a D beside it'}",
+    )
 
     def solve(lam: float, A: LinearOperator = A, y: Array = y, **start: Array) -> Array:
         answer = solver(A if A.matrix is None else A.matrix, y, float(lam), **start)
@@ -404,8 +409,8 @@ def _probe(
     rows = []
     for lam in grid:
         fitted = A @ solve(lam)
-        changes = [A @ solve(lam, y=y + step * b) - fitted for b in signs]
-        traces = [to_float(inner(b, z)) / step for b, z in zip(signs, changes, strict=True)]
+        changes = (inner(b, A @ solve(lam, y=y + step * b) - fitted) for b in signs)
+        traces = [to_float(change) / step for change in changes]
         error = np.std(traces, ddof=1) / math.sqrt(count)
         rows.append((to_float(norm(y - fitted)) ** 2, np.mean(traces), error))
     return np.array(rows).T
@@ -430,8 +435,7 @@ def _by_trace(
         # For a linear solver any step will do; for others see `sure`.
         step = 2 * noise_std * m**-0.3 if noise_std else (to_float(norm(y)) or 1.0) / math.sqrt(m)
         residual, trace, error = _probe(A, y, grid, solve, step, probes, seed)
-        low, high = (criterion(residual, m - trace + e, m) for e in (-error, error))
-        values = criterion(residual, m - trace, m)
+        low, values, high = (criterion(residual, m - trace + e, m) for e in (-error, 0, error))
         return _minimum(rule, grid, values, solve, std_error=np.abs(high - low) / 2)
     fit = _fit(A, y, D)
     m, k = math.prod(fit.y.shape), fit.power.size
@@ -545,11 +549,11 @@ def loocv(A: Any, y: Array, D: Any = None, *, grid: Any = None) -> Choice:
     rest = xp.reshape(fit.y, (-1,)) - U @ fit.beta
     rest = xp.where(outside > 0, rest, xp.zeros_like(rest))
     spared = outside + squares @ asarray_like(d, U)
-    if to_float(xp.min(spared)) <= noise:
-        raise ValueError(
-            f"datum {int(xp.argmin(spared))} must not be left out: expected the others to "
-            "determine x in the null space of D, got a leverage of 1"
-        )
+    require(
+        to_float(xp.min(spared)) > noise,
+        f"datum {int(xp.argmin(spared))} must not be left out: expected the others to "
+        "determine x in the null space of D, got a leverage of 1",
+    )
 
     def terms(kept: np.ndarray, lost: np.ndarray) -> np.ndarray:
         lost = asarray_like(lost, U)
@@ -714,8 +718,10 @@ def l_curve(A: Any, y: Array, D: Any = None, *, grid: Any = None) -> Choice:
     choice = _rule("l_curve", fit, minus_curvature, grid)
     largest = -choice.values.min()
     found = bool(choice.found and largest > 1)
-    reason = f"{'a' if found else 'no'} corner inside the grid: the largest curvature there or "
-    reason += f"at its ends is {largest:.3g}, at λ = {choice.lam:.3g}"
+    reason = (
+        f"{'a' if found else 'no'} corner inside the grid: the largest curvature there or "
+        f"at its ends is {largest:.3g}, at λ = {choice.lam:.3g}"
+    )
     return replace(choice, values=-choice.values, found=found, reason=reason)
 
 
@@ -757,17 +763,16 @@ def discrepancy(
     >>> round(discrepancy(np.eye(2), np.array([3.0, 4.0]), 1.0, tau=1.0).lam, 6)
     0.25
     """
-    delta = as_scalar(delta, "delta", positive=True)
-    target = as_scalar(tau, "tau", minimum=1.0) * delta
+    target = as_scalar(tau, "tau", minimum=1.0) * as_scalar(delta, "delta", positive=True)
     fit = _fit(A, y, D)
     grid = fit.grid() if grid is None else _as_grid(grid)
     parts = fit.smoother.c == 0, fit.smoother.d > 0
     lower, upper = (math.sqrt(fit.outside + fit.power[part].sum()) for part in parts)
-    if not lower < target < upper:
-        raise ValueError(
-            f"no λ has the residual norm τδ: expected τδ between {lower:.6g} (distance of y from "
-            f"the range of A) and {upper:.6g} (best fit in the null space of D), got {target:.6g}"
-        )
+    require(
+        lower < target < upper,
+        f"no λ has the residual norm τδ: expected τδ between {lower:.6g} (distance of y from "
+        f"the range of A) and {upper:.6g} (best fit in the null space of D), got {target:.6g}",
+    )
     # Wider than any grid: at these ends the residual is at its limits, up to rounding.
     low, high = fit.grid()[[0, -1]] * (_eps(fit.y) ** 2, _eps(fit.y) ** -2)
     for _ in range(64):
@@ -879,8 +884,7 @@ def oracle(
         grid = fit.grid() if grid is None else _as_grid(grid)
     else:
         A, y, grid, solve = _by_solver(A, y, D, grid, solver)
-    x_true = as_real(x_true, "x_true", shape=A.in_shape)
-    check_alike(x_true, "x_true", y, "y")
+    x_true = as_real(x_true, "x_true", shape=A.in_shape, like=y)
 
     def criterion(lam: float) -> float:
         e = solve(lam) - x_true

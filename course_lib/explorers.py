@@ -15,15 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from . import choice, filters, functionals, linear, operators, plotting, problems, proximal
+from . import (
+    bilevel,
+    choice,
+    filters,
+    functionals,
+    implicit,
+    linear,
+    meta,
+    operators,
+    plotting,
+    problems,
+    proximal,
+)
 from .arrays import Array, as_count, norm, to_float
 from .iterate import run
 
 __all__ = [
+    "adaptation",
     "admm_penalty",
     "amplification",
     "bias_variance",
     "claimed_noise",
+    "clipped_mean",
     "contact",
     "corner_drift",
     "difference_step",
@@ -33,17 +47,23 @@ __all__ = [
     "filter_factors",
     "golden_section",
     "grid_size",
+    "inner_tolerance",
     "inverse_crime",
     "ista_iterates",
     "landweber_vs_tikhonov",
+    "lasso_kink",
     "lasso_path",
+    "learned_weights",
     "measurements",
     "momentum",
+    "neumann_terms",
     "noise_correlation",
+    "outer_objective",
     "penalties",
     "picard_noise",
     "posterior_band",
     "prior_width",
+    "step_horizon",
     "three_averages",
     "three_iterations",
     "tikhonov_picture",
@@ -52,6 +72,7 @@ __all__ = [
     "truncation",
     "tv_picture",
     "two_beliefs",
+    "unrolling",
 ]
 
 
@@ -1239,3 +1260,509 @@ def noise_correlation() -> Any:
 
     stops = [0.0, 0.2, 0.3, 0.4, 0.6, 0.8]
     return explore(stops, draw, name="correlation", label="{:g}".format, describe=describe)
+
+
+def neumann_terms() -> Any:
+    r"""Return a slider for the spectral radius q of :math:`T_x`: the error of K Neumann terms.
+
+    Question: does :math:`q^K/(1-q)` bound the error of every matrix with spectral radius q, and do
+    all of them need the same number of terms? To be seen: the symmetric one stays below that bound;
+    the other one, whose norm is larger than q, lies above it and needs more terms, but its curve
+    becomes as steep in the end.
+    """
+    counts, v = range(81), np.sqrt([0.5, 0.5])
+
+    @cache
+    def errors(q: float) -> dict[str, np.ndarray]:
+        matrices = {"symmetric": np.diag([q, q / 2]), "not symmetric": np.array([[q, 1], [0, q]])}
+        found = {}
+        for name, M in matrices.items():
+            exact = np.linalg.solve(np.eye(2) - M, v)
+            sums = np.array([0 * v] + [implicit.neumann(M, v, k) for k in counts[1:]])
+            found[name] = np.linalg.norm(sums - exact, axis=1)
+        return found
+
+    def draw(q: float) -> Any:
+        tail = {"$q^K/(1-q)$": np.array([implicit.neumann_tail(q, k) for k in counts])}
+        ax = plotting.plot_gaps(errors(q), bounds=tail, xlabel="terms $K$", ylabel="error")
+        ax.set_xlim(0, counts[-1])
+        ax.set_ylim(1e-8, 1e4)
+        return ax
+
+    def describe(q: float) -> str:
+        symmetric, other = (e[20] for e in errors(q).values())
+        return (
+            f"Spectral radius {q:g}. Errors over the number of terms: that of the symmetric matrix "
+            f"lies below the bound of the tail, {implicit.neumann_tail(q, 20):.1e} after 20 terms, "
+            f"with {symmetric:.1e}; that of the other one lies above it, with {other:.1e}, and "
+            "both become equally steep in the end."
+        )
+
+    stops = [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    return explore(stops, draw, name="q", label="{:g}".format, describe=describe, initial=3)
+
+
+def _ridge_by_descent() -> dict[str, Any]:
+    """Return a ridge regression solved by gradient descent: its maps, its loss, what is exact."""
+    rng, scale = np.random.default_rng(2), np.linspace(1, 0.2, 20)
+    A, B = (rng.standard_normal((24, 20)) * scale for _ in range(2))
+    y, y_val = (M @ np.ones(20) + rng.standard_normal(24) for M in (A, B))
+    H, b, eye, outer = A.T @ A, A.T @ y, np.eye(20), functionals.least_squares(B, y_val)
+    step, (s, V) = 1 / (np.linalg.norm(A, 2) ** 2 + 3), np.linalg.eigh(H)
+
+    def descend(x: np.ndarray, theta: np.ndarray, k: int) -> np.ndarray:
+        return x - step * (H @ x - b + np.exp(theta) * x)
+
+    def linearize(x: np.ndarray, theta: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        lam = np.exp(theta)
+        return eye - step * (H + lam * eye), -step * lam * x[:, None]
+
+    def unrolled(theta: np.ndarray, k: int, last: int) -> bilevel.Hypergradient:
+        options = {"linearize": linearize, "last": min(last, k)}
+        return bilevel.unrolled(descend, np.zeros(20), theta, k, outer, **options)
+
+    def implicitly(theta: np.ndarray, x: np.ndarray | None = None) -> tuple[float, float]:
+        """Return the implicit hypergradient at x (or the exact one), and a bound of its error."""
+        lam = np.exp(theta[0])
+        x = np.linalg.solve(H + lam * eye, b) if x is None else x
+        psi, residual = np.linalg.solve(H + lam * eye, outer.gradient(x)), H @ x - b + lam * x
+        bound = implicit.error_bound(
+            np.linalg.norm(residual),
+            0.0,
+            mu=s[0] + lam,
+            adjoint_norm=np.linalg.norm(psi),
+            F_theta_norm=lam * np.linalg.norm(x),
+            lip_F_theta=lam,
+            lip_grad=np.linalg.norm(B, 2) ** 2,
+        )
+        return float(-lam * psi @ x), bound
+
+    def losses(lams: np.ndarray, k: float = np.inf) -> np.ndarray:
+        """Return the loss after k steps for each λ."""
+        curvature = s[:, None] + lams
+        share = 1 - (1 - step * curvature) ** k
+        X = V @ (share / curvature * (V.T @ b)[:, None])
+        return 0.5 * np.sum((B @ X - y_val[:, None]) ** 2, axis=0)
+
+    return {"unrolled": unrolled, "implicitly": implicitly, "losses": losses}
+
+
+def unrolling() -> Any:
+    r"""Return a slider for the inner steps K: three hypergradients from an inexact solution.
+
+    Question: gradient descent has taken K steps. Of which function is the unrolled derivative the
+    slope, and whose error falls first? To be seen: its tangent touches the loss after K steps, not
+    that of the exact solution. Its error falls last; that of the implicit one falls sooner, below
+    its bound; the one that goes back through 10 steps only stays wrong.
+    """
+    ridge, theta, lams = _ridge_by_descent(), np.log([0.2]), np.geomspace(1e-2, 3, 61)
+    counts = np.array([1, 3, 10, 30, 50, 100, 200, 300, 500, 700, 1000])
+
+    def hypergradients(k: int) -> list[float]:
+        found = [ridge["unrolled"](theta, k, last) for last in (k, 10)]
+        slopes = [float(each.gradient[0]) for each in found]
+        return [*slopes, *ridge["implicitly"](theta, found[0].x)]
+
+    table = {k: hypergradients(k) for k in counts.tolist()}
+    exact, columns = ridge["implicitly"](theta)[0], np.transpose(list(table.values()))
+    names, distances = ("unrolled", "last 10", "implicit"), np.abs(columns[:3] - exact)
+
+    def draw(k: int) -> Any:
+        axes, lam = plotting.figure(1, 2, height=3.0)[1], np.exp(theta)
+        plotting.plot_outer(
+            lams,
+            {"exact": ridge["losses"](lams), "K steps": ridge["losses"](lams, k)},
+            tangents=[(lam[0], ridge["losses"](lam, k)[0], table[k][0])],
+            limits=(15, 65),
+            ax=axes[0],
+        )
+        plotting.plot_hypergradient_errors(
+            counts,
+            dict(zip(names, distances, strict=True)),
+            bounds={"bound": columns[3]},
+            ylabel="error",
+            ax=axes[1],
+        )
+        axes[1].axvline(k, color=plotting.INK, linewidth=0.8)
+        axes[1].set_xlim(1, 1200)
+        axes[1].set_ylim(1e-3, 1e5)
+        return axes
+
+    def describe(k: int) -> str:
+        unrolled, _, implicitly, bound = table[k]
+        return (
+            f"K = {k}. Left, the loss of the exact solution, the loss after K inner steps, and a "
+            f"tangent that touches the latter, with slope {unrolled:.3g}. Right, errors over K: "
+            f"unrolled {abs(unrolled - exact):.1e}, implicit {abs(implicitly - exact):.1e} with "
+            f"the bound {bound:.1e}."
+        )
+
+    stops = [1, 10, 30, 100, 300, 500, 1000]
+    return explore(stops, draw, name="inner steps K", describe=describe, initial=2)
+
+
+def lasso_kink() -> Any:
+    """Return a slider for λ of the LASSO: its entries, and the hypergradient that jumps.
+
+    Question: an entry leaves the support. What jumps there, the solution or its derivative? To be
+    seen: the entries change along straight lines that bend where the support changes; the
+    derivative of the validation loss jumps there. Just below a jump an entry is almost zero, just
+    above it the margin of strict complementarity.
+    """
+    rng, x_true = np.random.default_rng(3), np.array([3.0, -2.0, 1.5, 0, 0, 0, 0, 0])
+    A, B = (rng.standard_normal((20, 8)) @ (np.eye(8) + 0.35) for _ in range(2))
+    y, y_val = (M @ x_true + rng.standard_normal(20) for M in (A, B))
+    outer, top = functionals.least_squares(B, y_val), np.abs(A.T @ y).max()
+
+    @cache
+    def at(share: float) -> bilevel.Hypergradient:
+        return bilevel.lasso(A, y, np.log(np.array(share * top)), outer)
+
+    def slope(share: float) -> float:
+        """The derivative by λ."""
+        return float(at(share).gradient) / (share * top)
+
+    shares = np.linspace(0.01, 0.56, 166)
+    path, slopes = np.array([at(t).x for t in shares]), np.array([slope(t) for t in shares])
+    # No line is drawn across a jump.
+    jumps = np.flatnonzero(np.diff((path != 0).sum(axis=1))) + 1
+    broken, pieces = np.insert(shares, jumps, np.nan), np.insert(slopes, jumps, np.nan)
+
+    def draw(share: float) -> Any:
+        axes = plotting.figure(1, 2, height=2.9)[1]
+        axes[0].plot(shares, path, color=plotting.COLORS[0], linewidth=1.2)
+        axes[0].plot(np.full(8, share), at(share).x, "o", color=plotting.COLORS[1], markersize=5)
+        axes[1].plot(broken, pieces, color=plotting.COLORS[0])
+        axes[1].plot(share, slope(share), "o", color=plotting.COLORS[1], markersize=7)
+        axes[1].axhline(0, color=plotting.INK, linewidth=0.7, zorder=0)
+        for ax, ylabel in zip(axes, ("entries of $x$", r"$dJ/d\lambda$"), strict=True):
+            ax.set_xlim(0, 0.57)
+            ax.set_xlabel(r"$\lambda/\lambda_{\max}$")
+            ax.set_ylabel(ylabel)
+        return axes
+
+    def describe(share: float) -> str:
+        found = at(share)
+        return (
+            f"λ = {share:g} λmax. Left, the entries of the solution along λ, piecewise straight; "
+            f"not zero here: {np.count_nonzero(found.x)}. Right, the derivative of the validation "
+            f"loss by λ, in pieces with jumps between: {slope(share):.3f} here, with the margin "
+            f"{found.margin:.4f}."
+        )
+
+    stops = [0.03, 0.06, 0.1, 0.14, 0.145, 0.25, 0.4, 0.472, 0.476, 0.54]
+    return explore(stops, draw, name="λ / λmax", label="{:g}".format, describe=describe, initial=3)
+
+
+def outer_objective() -> Any:
+    """Return a slider for λ: three losses along λ, and the tangent that the hypergradient gives.
+
+    Question: where is the tangent of the validation loss flat, and is the test loss smallest there?
+    To be seen: the training loss only rises with λ; the valley of the validation loss lies near
+    that of the test loss, and the signal there is neither rough nor flat.
+    """
+    problem = problems.blur_1d(128, noise=1e-1)
+    M, lams = problem.A.to_dense(), np.geomspace(1e-6, 1e-1, 51)
+    # Every third point of the data belongs to one of the three sets.
+    sets = {
+        name: functionals.least_squares(M[i::3], problem.y[i::3])
+        for i, name in enumerate(("training", "validation", "test"))
+    }
+
+    @cache
+    def at(lam: float) -> bilevel.Hypergradient:
+        return bilevel.tikhonov(M[::3], problem.y[::3], np.log(np.array(lam)), sets["validation"])
+
+    losses = {
+        name: np.array([to_float(loss(at(lam).x)) for lam in lams.tolist()])
+        for name, loss in sets.items()
+    }
+
+    def draw(lam: float) -> Any:
+        axes, found = plotting.figure(1, 2, height=2.9, width_ratios=(4, 3))[1], at(lam)
+        plotting.plot_outer(
+            lams,
+            losses,
+            tangents=[(lam, found.value, float(found.gradient))],
+            limits=(0, 0.15),
+            ax=axes[0],
+        )
+        plotting.plot_signals(problem.grid, {"solution": found.x}, truth=problem.x_true, ax=axes[1])
+        axes[1].set_ylim(-0.8, 1.6)
+        return axes
+
+    def describe(lam: float) -> str:
+        found, test = at(lam), to_float(sets["test"](at(lam).x))
+        return (
+            f"λ = {lam:.1e}. Left, training, validation and test loss along λ, and the tangent of "
+            f"the validation loss, {found.value:.4f}, with slope {float(found.gradient):.4f} by "
+            f"ln λ; the test loss is {test:.4f}. Right, the signal, relative error "
+            f"{_relative_error(found.x, problem):.2f}."
+        )
+
+    best = float(lams[losses["validation"].argmin()])
+    stops = sorted([1e-5, 1e-4, 1e-3, best, 1e-2, 2e-2, 3e-2])
+    return explore(
+        stops, draw, name="λ", label="{:.1e}".format, describe=describe, initial=stops.index(best)
+    )
+
+
+def inner_tolerance() -> Any:
+    """Return a slider for the tolerance of inner solves: where the outer loop ends, and its cost.
+
+    Question: how exact must the inner problems be, and is it cheaper to solve them roughly? To be
+    seen: with a fixed tolerance the iterates stop at a distance of their own from the best λ; with
+    one that falls with the gradient they arrive, after no more inner steps than the exact ones.
+    """
+    problem = problems.blur_1d(128, noise=3e-2)
+    outer = functionals.least_squares(problem.A, problem.with_noise(3e-2, seed=1).y)
+
+    def loss(theta: Any, **options: Any) -> bilevel.Hypergradient:
+        return bilevel.tikhonov(problem.A, problem.y, np.array(theta), outer, **options)
+
+    def path(rtol: float, least: float) -> np.ndarray:
+        """Return inner steps so far, θ, and loss of the outer iterates."""
+        spent = []
+
+        def counted(theta: np.ndarray, **options: Any) -> bilevel.Hypergradient:
+            found = loss(theta, **options)
+            spent.append(sum(found.steps))
+            return found
+
+        states = bilevel.descend(counted, np.array(2.0), rtol=rtol, rtol_min=least)
+        return np.array([[sum(spent), float(s.x), s.value] for s in islice(states, 16)]).T
+
+    tols, lams = [1e-1, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8], np.geomspace(1e-5, 10, 37)
+    fixed, tied = {tol: path(tol, tol) for tol in tols}, path(1e-1, 1e-10)
+    curve = np.array([loss(theta, rtol=1e-6).value for theta in np.log(lams)])
+    goal = path(1e-12, 1e-12)[1, -1]
+
+    def away(found: np.ndarray) -> np.ndarray:
+        return np.abs(found[1] - goal)
+
+    def draw(tol: float) -> Any:
+        axes, found = plotting.figure(1, 2, height=2.9)[1], fixed[tol]
+        way = (np.exp(found[1]), found[2])
+        plotting.plot_outer(lams, {"validation": curve}, path=way, ax=axes[0])
+        axes[0].set_yscale("log")
+        axes[0].set_ylim(0.01, 10)
+        runs = {"fixed": (found[0], away(found)), "falling": (tied[0], away(tied))}
+        plotting.plot_valleys(
+            runs, xlabel="inner steps", ylabel=r"error of $\ln\lambda$", ax=axes[1]
+        )
+        axes[1].set_xlim(1, 2000)
+        axes[1].set_ylim(1e-9, 30)
+        for ax in axes:
+            ax.minorticks_off()
+        return axes
+
+    def describe(tol: float) -> str:
+        found = fixed[tol]
+        return (
+            f"Tolerance {tol:.0e}. Left, the iterates on the validation loss, from the right to "
+            f"the left. Right, their distance from the best ln λ over the inner steps: it ends at "
+            f"{away(found)[-1]:.1e} after {found[0, -1]:.0f}; with a falling tolerance at "
+            f"{away(tied)[-1]:.1e} after {tied[0, -1]:.0f}."
+        )
+
+    return explore(
+        tols, draw, name="tolerance", label="{:.0e}".format, describe=describe, initial=1
+    )
+
+
+def learned_weights() -> Any:
+    """Return a slider for the outer steps: a picture denoised with a weight for every pixel.
+
+    Question: the validation loss, from a second noisy picture, falls with every outer step. Does
+    the denoised picture become better all the time? To be seen: the weights (dark: small) find the
+    edges first, and then fit the noise of both pictures; the error falls and rises again.
+    """
+    truth, rng = problems.picture("camera", 48), np.random.default_rng(0)
+    y, y_val = (truth + 0.1 * rng.standard_normal(truth.shape) for _ in range(2))
+    D, outer = operators.gradient(truth.shape), functionals.least_squares(None, y_val)
+    stops, kept = [0, 3, 6, 10, 20, 40, 60], {}
+
+    def loss(theta: np.ndarray, **options: Any) -> bilevel.Hypergradient:
+        return bilevel.tikhonov(operators.identity(truth.shape), y, theta, outer, D=D, **options)
+
+    states = bilevel.descend(loss, np.full(D.out_shape, -0.5))
+    for k, state in zip(range(stops[-1] + 1), states, strict=False):
+        if k in stops:
+            kept[k] = state
+
+    def error(k: int) -> float:
+        return float(np.linalg.norm(kept[k].found.x - truth) / np.linalg.norm(truth))
+
+    def draw(k: int) -> Any:
+        axes = plotting.figure(1, 3, width=5.4, height=2.1)[1]
+        plotting.show_pictures({"noisy": y, "denoised": kept[k].found.x}, axes=axes[:2])
+        weights = kept[k].x.mean(axis=0)
+        plotting.show_pictures({"ln λ": np.clip(weights, -4, 3)}, limits=(-4, 3), axes=axes[2:])
+        return axes
+
+    def describe(k: int) -> str:
+        seen = "all alike" if k == 0 else "dark along the edges" if k <= 20 else "mostly noise"
+        return (
+            f"After {k} outer steps: the noisy picture, the denoised one with relative error "
+            f"{error(k):.4f}, and the logarithms of its weights, {seen}. The validation loss is "
+            f"{kept[k].value:.2f}."
+        )
+
+    return explore(stops, draw, name="outer steps", describe=describe, initial=4)
+
+
+def adaptation() -> Any:
+    """Return a slider for the steps of adaptation: a sine from ten points, from two starts.
+
+    Question: both networks have seen the same tasks. What has the one learned that was trained for
+    the loss after one step? To be seen: before the first step neither fits; then the meta-learned
+    one takes the shape of the sine at once, also between the points, and the one that was trained
+    for all sines together moves little.
+    """
+    net, rate = meta.Network((1, 20, 20, 1)), 0.02
+    test, grid = problems.sinusoids(100, 10, queries=50, seed=1), np.linspace(-5, 5, 101)
+    adam_theta = np.array([np.log(0.01), 0.9, 0.999])
+
+    def trained(steps: int) -> np.ndarray:
+        """Return weights that are good after so many steps: 0 is joint training."""
+
+        def gradient(w: np.ndarray, k: int) -> np.ndarray:
+            tasks = net.task(problems.sinusoids(20, 10, seed=2 + k))
+            return meta.maml(tasks, w, step=rate, steps=steps).gradient
+
+        rule = meta.adam(gradient)
+        x = rule.start(net.start())
+        for k in range(400):
+            x = rule(x, adam_theta, k)
+        return x[0]
+
+    starts = {"meta-learned": trained(1), "trained jointly": trained(0)}
+    shown = int(np.argmax(test.amplitude * abs(test.phase - np.pi / 2)))
+    truth = (test.amplitude * np.sin(grid - test.phase))[shown, 0]
+
+    @cache
+    def adapted(k: int) -> dict[str, meta.MetaGradient]:
+        task = net.task(test)
+        return {
+            name: meta.maml(task, w, step=rate, steps=k, order="first")
+            for name, w in starts.items()
+        }
+
+    def curve(w: np.ndarray) -> np.ndarray:
+        return net.predict(w, grid[:, None])[:, 0]
+
+    def draw(k: int) -> Any:
+        axes = plotting.figure(1, 2, height=2.9, sharey=True)[1]
+        for ax, (name, found) in zip(axes, adapted(k).items(), strict=True):
+            plotting.plot_adaptation(
+                grid,
+                {"before": curve(starts[name]), "after": curve(found.weights[shown])},
+                support=(test.x_support[shown], test.y_support[shown]),
+                truth=truth,
+                ax=ax,
+            )
+            ax.set_xlabel(f"$x$   ({name})")
+            ax.set_ylim(-7, 7)
+        return axes
+
+    def describe(k: int) -> str:
+        first, second = (found.value for found in adapted(k).values())
+        return (
+            f"Adaptation in {k} step{'s' * (k != 1)}: a sine, ten of its points, and two networks "
+            f"before and after. Left meta-learned, right trained jointly; mean squared error over "
+            f"100 tasks: {first:.2f} and {second:.2f}."
+        )
+
+    return explore([0, 1, 2, 3, 5, 10], draw, name="steps", describe=describe, initial=1)
+
+
+def step_horizon() -> Any:
+    r"""Return a slider for the steps K of gradient descent: the loss after them over the step size.
+
+    Question: is the step size that is best for one step also the best for K steps? To be seen: at
+    that step size (the dot) the tangent is flat for K = 1 alone. For more steps it falls, and the
+    best one (the ring) moves to the dotted line :math:`2/(\mu+L)`; soon beyond it the loss grows.
+    """
+    h, w0 = np.array([1.0, 2.0, 10.0]), np.array([4.0, 2.0, 1.0])
+    etas = np.geomspace(0.05, 0.25, 49)
+    loss = functionals.least_squares(np.diag(np.sqrt(h)), np.zeros(3))
+    rule = meta.gradient_step(lambda w, k: h * w, lambda w, v, k: h * v)
+    first, g = to_float(loss(w0)), h * w0
+    greedy = float(g @ g / (g @ (h * g)))
+
+    @cache
+    def after(k: int, eta: float) -> tuple[float, float]:
+        """Return ln(L(w_k)/L(w_0))/k, and its derivative by ln η."""
+        found = bilevel.unrolled(rule, w0, np.log([eta]), k, loss, linearize=rule.linearize)
+        return float(np.log(found.value / first) / k), float(found.gradient[0] / found.value / k)
+
+    @cache
+    def curve(k: int) -> np.ndarray:
+        return np.array([after(k, eta)[0] for eta in etas.tolist()])
+
+    def draw(k: int) -> Any:
+        ax = plotting.plot_outer(
+            etas,
+            {f"$K={k}$": curve(k)},
+            tangents=[(greedy, *after(k, greedy))],
+            reach=0.5,
+            xlabel=r"step size $\eta$",
+            ylabel=r"$\ln(\mathcal{L}(w_K)/\mathcal{L}(w_0))/K$",
+            limits=(-0.8, 0.4),
+        )
+        ax.axvline(2 / (h[0] + h[-1]), color=plotting.INK, linewidth=1, linestyle=":")
+        return ax
+
+    def describe(k: int) -> str:
+        return (
+            f"K = {k}. The mean change of the logarithm of the loss in a step, over the step size, "
+            f"smallest near {etas[curve(k).argmin()]:.3f}. At {greedy:.3f}, the best for one step, "
+            f"the slope of the tangent is {round(after(k, greedy)[1], 3) + 0.0:.3f}."
+        )
+
+    return explore([1, 2, 3, 5, 10, 20, 40], draw, name="steps K", describe=describe)
+
+
+def clipped_mean() -> Any:
+    """Return a slider for the bound of clipping: the mean of clipped gradients over the weight.
+
+    Question: the gradient of each of 41 tasks is clipped before their mean is taken. Where does
+    descent end? To be seen: with a large bound where the mean gradient is zero, at the mean of the
+    targets; with a small one far from there, near their median.
+    """
+    targets = np.random.default_rng(0).exponential(1.0, 41) ** 2
+    ws = np.linspace(0, 4, 161)
+
+    def mean_gradient(bound: float) -> np.ndarray:
+        """For the losses (w - target)²/2, over that at w = 0."""
+        clipped = [[meta.clip(np.array([w - a]), bound)[0] for a in targets] for w in ws]
+        return np.mean(clipped, axis=1) / -np.mean(clipped[0])
+
+    mean, median, curves = targets.mean(), np.median(targets), {}
+
+    def end(bound: float) -> float:
+        return float(np.interp(0.0, curves[bound], ws))
+
+    def draw(bound: float) -> Any:
+        ax = plotting.figure()[1]
+        for name, at, stroke in (("mean", mean, "-."), ("median", median, ":")):
+            ax.axvline(at, color=plotting.INK, linewidth=1, linestyle=stroke, label=name)
+        plotting.plot_signals(
+            ws, {"gradients": ws / mean - 1, "clipped": curves[bound]}, xlabel="weight $w$", ax=ax
+        )
+        ax.plot(end(bound), 0, "o", color=plotting.COLORS[1], markersize=8)
+        ax.axhline(0, color=plotting.INK, linewidth=0.7)
+        ax.set_ylim(-1.05, 1.05)
+        ax.set_ylabel("mean over that at 0")
+        return ax
+
+    def describe(bound: float) -> str:
+        return (
+            f"The mean of the gradients, zero at the mean of the targets, {mean:.2f}; and the mean "
+            f"of those clipped at {bound:g}, zero at {end(bound):.2f}. The median of the targets "
+            f"is {median:.2f}."
+        )
+
+    stops = [0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0]
+    curves.update({bound: mean_gradient(bound) for bound in stops})
+    return explore(stops, draw, name="bound", label="{:g}".format, describe=describe, initial=2)

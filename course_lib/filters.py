@@ -22,13 +22,21 @@ from .arrays import (
     as_count,
     as_real,
     as_scalar,
-    check_alike,
+    require,
     to_float,
     zeros,
 )
 from .iterate import Result, gradient_rule, run
 from .linear import cgls
-from .operators import LinearOperator, as_operator, golub_kahan, identity, stack
+from .operators import (
+    LinearOperator,
+    _response,
+    _with_data,
+    as_operator,
+    golub_kahan,
+    identity,
+    stack,
+)
 
 __all__ = [
     "Spectrum",
@@ -116,9 +124,7 @@ def _fourier(x: Array, **options) -> Array:
 
 def _transfer(A: LinearOperator, like: Array) -> Array:
     """Return the eigenvalues of a shift-invariant A: the transform of its response to a pulse."""
-    pulse = zeros(A.in_shape, like)
-    pulse[(0,) * len(A.in_shape)] = 1.0
-    return _fourier(A @ pulse)
+    return _fourier(_response(A, like))
 
 
 def _fourier_spectrum(a: Array) -> Spectrum:
@@ -135,8 +141,10 @@ def _fourier_spectrum(a: Array) -> Spectrum:
 
 def _singular_values(s: Array) -> Array:
     s = as_real(s, "s")
-    if to_float(array_namespace(s).min(s)) < 0:
-        raise ValueError("singular values must not be negative: got some below 0")
+    require(
+        to_float(array_namespace(s).min(s)) >= 0,
+        "singular values must not be negative: got some below 0",
+    )
     return s
 
 
@@ -195,15 +203,12 @@ def landweber_factors(s: Array, step: float, k: int) -> Array:
     """
     s = _singular_values(s)
     step, k = as_scalar(step, "step", positive=True), as_count(k, "k")
-    if k == 0:
-        return 0 * s
-    xp = array_namespace(s)
-    t = step * s**2
+    xp, t = array_namespace(s), step * s**2
     below, above = t < 1, t > 1
     half = 0.5 * xp.ones_like(t)
     small = -xp.expm1(k * xp.log1p(-xp.where(below, t, half)))
     large = 1 - (-1) ** k * xp.exp(k * xp.log(xp.where(above, t - 1, half)))
-    return xp.where(below, small, xp.where(above, large, xp.ones_like(t)))
+    return xp.where(below, small, xp.where(above, large, (1 - 0**k) * xp.ones_like(t)))
 
 
 def ritz_values(A: Any, y: Array, k: int) -> np.ndarray:
@@ -219,7 +224,7 @@ def ritz_values(A: Any, y: Array, k: int) -> np.ndarray:
     >>> ritz_values(np.diag([2.0, 1.0]), np.array([1.0, 1.0]), 2).round(6)
     array([4., 1.])
     """
-    B = golub_kahan(as_operator(A), y, k)[2]
+    B = golub_kahan(A, y, k)[2]
     return np.linalg.svd(B, compute_uv=False) ** 2
 
 
@@ -239,8 +244,10 @@ def cgls_factors(s: Array, ritz: Array) -> Array:
     array([0.8, 0.2])
     """
     s = _singular_values(s)
-    if getattr(ritz, "ndim", None) != 1:
-        raise ValueError(f"ritz must be a one-dimensional array: got {type(ritz).__name__}")
+    require(
+        getattr(ritz, "ndim", None) == 1,
+        f"ritz must be a one-dimensional array: got {type(ritz).__name__}",
+    )
     phi = 0 * s
     for theta in ritz:
         phi = phi + (s**2 / as_scalar(theta, "ritz", positive=True)) * (1 - phi)
@@ -267,11 +274,8 @@ def filtered(spectrum: Spectrum, y: Array, factors: Array) -> Array:
     array([0.8, 1. ])
     """
     s = spectrum.s
-    xp = array_namespace(s)
-    y, factors = as_real(y, "y"), as_real(factors, "factors", shape=s.shape)
-    check_alike(factors, "factors", s, "the spectrum")
-    check_alike(y, "y", s, "the spectrum")
-    used = s > 0
+    xp, used = array_namespace(s), s > 0
+    y, factors = as_real(y, "y", like=s), as_real(factors, "factors", shape=s.shape, like=s)
     gain = xp.where(used, factors / xp.where(used, s, xp.ones_like(s)), xp.zeros_like(s))
     return spectrum.synthesize(gain * spectrum.analyse(y))
 
@@ -329,30 +333,28 @@ def tikhonov(
     >>> tikhonov(A, y, 0.1).x * 701
     array([-360.,  460.])
     """
-    A = as_operator(A)
-    y = as_real(y, "y", shape=A.out_shape)
-    if A.like is not None:
-        check_alike(y, "y", A.like, A.name)
+    A, y = _with_data(A, y)
     lam = as_scalar(lam, "lam", positive=True)
     as_choice(method, "method", ("auto", "qr", "spectral", "cgls"))
     plain = D is None
     D = identity(A.in_shape) if plain else as_operator(D)
-    if D.in_shape != A.in_shape:
-        raise ValueError(f"D must act on x: expected input shape {A.in_shape}, got {D.in_shape}")
+    require(
+        D.in_shape == A.in_shape,
+        f"D must act on x: expected input shape {A.in_shape}, got {D.in_shape}",
+    )
     fourier = A.shift_invariant and D.shift_invariant and A.in_shape == A.out_shape
     dense = A.matrix is not None and (plain or D.matrix is not None or D.like is None)
     if method == "auto":
         method = "spectral" if fourier else "qr" if dense else "cgls"
-    if method == "spectral" and fourier:
-        return _direct(_fourier_tikhonov(A, y, lam, D), "Fourier division")
-    if method == "spectral" and plain:
-        spectrum = decompose(A)
-        return _direct(filtered(spectrum, y, tikhonov_factors(spectrum.s, lam)), "SVD")
-    if method == "qr":
-        return _direct(_augmented_qr(A, y, lam, D), "QR of the augmented matrix")
     if method == "cgls":
         return _augmented_cgls(A, y, lam, D, rtol, max_iter)
-    raise ValueError("method 'spectral' needs periodic convolutions, or a matrix and no D")
+    if method == "qr":
+        return _direct(_augmented_qr(A, y, lam, D), "QR of the augmented matrix")
+    if fourier:
+        return _direct(_fourier_tikhonov(A, y, lam, D), "Fourier division")
+    require(plain, "method 'spectral' needs periodic convolutions, or a matrix and no D")
+    spectrum = decompose(A)
+    return _direct(filtered(spectrum, y, tikhonov_factors(spectrum.s, lam)), "SVD")
 
 
 def _augmented_qr(A: LinearOperator, y: Array, lam: float, D: LinearOperator) -> Array:
@@ -360,19 +362,17 @@ def _augmented_qr(A: LinearOperator, y: Array, lam: float, D: LinearOperator) ->
     # The data stand beside the matrix, so that Q is not needed. The penalty is on top: rows that
     # are much longer than those below them do no harm there, and a large λ makes them long.
     top, bottom = math.sqrt(lam) * D.to_dense(like=y), A.to_dense(like=y)
-    size = bottom.shape[1]
-    if top.shape[0] + bottom.shape[0] < size:
-        rows = top.shape[0] + bottom.shape[0]
-        raise ValueError(_no_minimizer(f"only {rows} rows for {size} unknowns"))
+    rows, size = xp.concat([top, bottom], axis=0), bottom.shape[1]
+    require(rows.shape[0] >= size, _no_minimizer(f"only {rows.shape[0]} rows for {size} unknowns"))
     data = xp.concat([zeros((top.shape[0],), y), xp.reshape(y, (-1,))])
-    rows = xp.concat([top, bottom], axis=0)
     R = xp.linalg.qr(xp.concat([rows, data[:, None]], axis=1))[1]
     R, c = R[:size, :size], R[:size, size]
     s = xp.linalg.svdvals(R)
-    floor = R.shape[1] * float(xp.finfo(y.dtype).eps)
-    if to_float(s[-1]) <= floor * to_float(s[0]):
-        ratio = to_float(s[-1]) / to_float(s[0]) if to_float(s[0]) else 0.0
-        raise ValueError(_no_minimizer(f"smallest over largest singular value is {ratio:.1e}"))
+    ratio = to_float(s[-1]) / (to_float(s[0]) or 1.0)
+    require(
+        ratio > size * float(xp.finfo(y.dtype).eps),
+        _no_minimizer(f"smallest over largest singular value is {ratio:.1e}"),
+    )
     return xp.reshape(xp.linalg.solve(R, c), A.in_shape)
 
 
@@ -388,8 +388,7 @@ def _fourier_tikhonov(A: LinearOperator, y: Array, lam: float, D: LinearOperator
     a, penalty = _transfer(A, y), xp.real(_transfer(D.H @ D, y))
     below = xp.abs(a) ** 2 + lam * penalty
     floor = float(xp.finfo(y.dtype).eps) ** 2 * to_float(xp.max(below))
-    if to_float(xp.min(below)) <= floor:
-        raise ValueError(_no_minimizer("a frequency is in both null spaces"))
+    require(to_float(xp.min(below)) > floor, _no_minimizer("a frequency is in both null spaces"))
     return xp.real(xp.fft.ifftn(xp.conj(a) * _fourier(y) / below))
 
 
@@ -422,8 +421,6 @@ def tsvd(A: Any, y: Array, rank: int) -> Result:
     >>> tsvd(np.diag([2.0, 1.0]), np.array([2.0, 2.0]), 1).x
     array([1., 0.])
     """
-    A = as_operator(A)
-    y = as_real(y, "y", shape=A.out_shape)
     spectrum = decompose(A)
     rank = as_count(rank, "rank", minimum=1, maximum=spectrum.rank)
     return _direct(filtered(spectrum, y, tsvd_factors(spectrum.s, rank)), "truncated SVD")
@@ -485,29 +482,26 @@ def standard_form(A: Any, D: Any) -> StandardForm:
     A, D = as_operator(A), as_operator(D)
     M = A.to_dense(like=D.like if A.like is None else None)
     xp = array_namespace(M)
-    if D.in_shape != A.in_shape:
-        raise ValueError(f"D must act on x: expected input shape {A.in_shape}, got {D.in_shape}")
+    require(
+        D.in_shape == A.in_shape,
+        f"D must act on x: expected input shape {A.in_shape}, got {D.in_shape}",
+    )
     _, s, Zh = xp.linalg.svd(D.to_dense(like=M), full_matrices=True)
     rank = int(xp.count_nonzero(s > _noise_floor(s)))
-    if rank == 0:
-        raise ValueError("D must not be zero: got a matrix of rank 0")
+    require(rank > 0, "D must not be zero: got a matrix of rank 0")
     inverse = Zh[:rank, :].T / s[:rank]
     AZ = M @ inverse
     null = Zh[rank:, :].T
 
     def flat(y: Array) -> Array:
-        y = as_real(y, "y", shape=A.out_shape)
-        check_alike(y, "y", M, A.name)
-        return xp.reshape(y, (-1,))
+        return xp.reshape(as_real(y, "y", shape=A.out_shape, like=M), (-1,))
 
-    if null.shape[1] == 0:
-        Q0 = zeros((M.shape[0], 0), M)
-        return StandardForm(AZ, flat, lambda x_bar, y: xp.reshape(inverse @ x_bar, A.in_shape), Q0)
     Q0, T = xp.linalg.qr(M @ null)
-    t = xp.linalg.svdvals(T)
     floor = max(M.shape) * float(xp.finfo(M.dtype).eps) * A.norm()
-    if T.shape[0] < T.shape[1] or to_float(t[-1]) <= floor:
-        raise ValueError(_no_minimizer("A vanishes on a null vector of D"))
+    require(
+        T.shape[0] >= T.shape[1] and bool(xp.all(xp.linalg.svdvals(T) > floor)),
+        _no_minimizer("A vanishes on a null vector of D"),
+    )
 
     def project(v: Array) -> Array:
         return v - Q0 @ (Q0.T @ v)

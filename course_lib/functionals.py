@@ -16,8 +16,18 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from .arrays import Array, as_count, as_real, as_scalar, check_alike, detach, inner, to_float
-from .operators import LinearOperator, as_operator, gradient
+from .arrays import (
+    Array,
+    as_count,
+    as_real,
+    as_scalar,
+    check_alike,
+    detach,
+    inner,
+    require,
+    to_float,
+)
+from .operators import LinearOperator, _with_data, as_operator, gradient
 
 __all__ = [
     "Functional",
@@ -120,25 +130,19 @@ def least_squares(A: Any, y: Array, *, weights: Array | None = None) -> Function
     >>> float(f(x)), f.gradient(x)
     (1.0, array([-1.,  2.]))
     """
-    A = None if A is None else as_operator(A)
-    y = as_real(y, "y", shape=None if A is None else A.out_shape)
-    direct = A is None
-    if direct:
-        shape = tuple(y.shape)
-        A = LinearOperator(lambda x: x, lambda v: v, shape, shape, "identity")
-    elif A.like is not None:
-        check_alike(y, "y", A.like, A.name)
+    direct, shape = A is None, getattr(y, "shape", ())
+    same = LinearOperator(lambda x: x, lambda v: v, shape, shape, "identity")
+    A, y = _with_data(same if direct else A, y)
     # Bound to y: an x of another dtype, library or shape is refused and not promoted.
     A = replace(A, like=y)
-    At = A.H
-    w = 1.0
+    At, w = A.H, 1.0
     if weights is not None:
-        w = as_real(weights, "weights", shape=tuple(y.shape))
+        w = as_real(weights, "weights", shape=y.shape)
         check_alike(w, "weights", y, "y")
-        if not to_float(array_namespace(w).min(w)) > 0:
-            raise ValueError(
-                "weights must be positive: expected numbers > 0, got some that are not"
-            )
+        require(
+            to_float(array_namespace(w).min(w)) > 0,
+            "weights must be positive: expected numbers > 0, got some that are not",
+        )
 
     def weighted(r: Array) -> Array:
         return r if weights is None else w * r
@@ -249,8 +253,7 @@ def elastic_net(lam1: float, lam2: float) -> Functional:
     >>> elastic_net(1.0, 1.0).prox(np.array([3.0, -0.5]), 1.0)
     array([1., 0.])
     """
-    lam1 = as_scalar(lam1, "lam1", positive=True)
-    lam2 = as_scalar(lam2, "lam2", positive=True)
+    lam1, lam2 = as_scalar(lam1, "lam1", positive=True), as_scalar(lam2, "lam2", positive=True)
 
     def conjugate(p: Array) -> Array:
         s = _soft(p, lam1)
@@ -353,8 +356,7 @@ def box(lower: float | None = None, upper: float | None = None) -> Functional:
     """
     a = -math.inf if lower is None else as_scalar(lower, "lower")
     b = math.inf if upper is None else as_scalar(upper, "upper")
-    if a > b:
-        raise ValueError(f"the box must not be empty: expected lower <= upper, got {a} > {b}")
+    require(a <= b, f"the box must not be empty: expected lower <= upper, got {a} > {b}")
 
     def conjugate(p: Array) -> Array:
         xp = array_namespace(p)
@@ -430,8 +432,10 @@ def separable(*parts: tuple[Functional, tuple[int, ...]]) -> Functional:
     """
     for part in parts or [None]:
         pair = isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], tuple)
-        if not (pair and isinstance(part[0], Functional)):
-            raise ValueError(f"separable needs parts (functional, shape): got {part!r:.60}")
+        require(
+            pair and isinstance(part[0], Functional),
+            f"separable needs parts (functional, shape): got {part!r:.60}",
+        )
     functionals = [R for R, _ in parts]
     shapes = [tuple(as_count(n, "each size of a shape", minimum=1) for n in s) for _, s in parts]
     ends = [sum(math.prod(s) for s in shapes[:j]) for j in range(len(shapes) + 1)]
@@ -453,7 +457,10 @@ def separable(*parts: tuple[Functional, tuple[int, ...]]) -> Functional:
             return None
         return lambda x: sum(f(piece) for f, piece in zip(maps, cut(x), strict=True))
 
-    with_prox = all(R.prox is not None for R in functionals)
     return Functional(
-        added("value"), None, prox if with_prox else None, added("conjugate"), "separable sum"
+        added("value"),
+        None,
+        prox if all(R.prox is not None for R in functionals) else None,
+        added("conjugate"),
+        "separable sum",
     )

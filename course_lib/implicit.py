@@ -26,18 +26,17 @@ from .arrays import (
     as_real,
     as_scalar,
     asarray_like,
-    check_alike,
     detach,
     inner,
     is_sparse,
     norm,
+    require,
     to_float,
     to_numpy,
-    zeros,
 )
 from .iterate import Result, residual_rule, run
-from .linear import _lanczos, bicgstab, cg, gmres, minres
-from .operators import LinearOperator, as_operator, diagonal, identity, matrix
+from .linear import _lanczos, _system, bicgstab, cg, gmres, minres
+from .operators import LinearOperator, as_operator, diagonal, matrix
 
 __all__ = [
     "Solution",
@@ -88,8 +87,10 @@ def linearize(F: Callable[..., Array], *points: Array) -> tuple[LinearOperator, 
     from . import autodiff
 
     points = tuple(as_real(point, f"argument {i}") for i, point in enumerate(points))
-    if not all(is_torch_array(point) for point in points):
-        raise ValueError("linearize needs torch tensors: write the derivatives of others by hand")
+    require(
+        all(is_torch_array(point) for point in points),
+        "linearize needs torch tensors: write the derivatives of others by hand",
+    )
     shapes = []
 
     def seen(*arguments: Array) -> Array:
@@ -115,12 +116,11 @@ def _answer(solver: Callable, A: LinearOperator, b: Array) -> Array:
 def _pair(F_x: Any, F_theta: Any) -> tuple[LinearOperator, LinearOperator]:
     """Return both derivatives as operators that fit each other."""
     F_x, F_theta = as_operator(F_x), as_operator(F_theta)
-    if not F_x.in_shape == F_x.out_shape == F_theta.out_shape:
-        raise ValueError(
-            f"the derivative by x must be square and fit that by theta: expected n -> n and "
-            f"p -> n, got {F_x.in_shape} -> {F_x.out_shape} and "
-            f"{F_theta.in_shape} -> {F_theta.out_shape}"
-        )
+    require(
+        F_x.in_shape == F_x.out_shape == F_theta.out_shape,
+        f"the derivative by x must be square and fit that by theta: expected n -> n and p -> n, "
+        f"got {F_x.in_shape} -> {F_x.out_shape} and {F_theta.in_shape} -> {F_theta.out_shape}",
+    )
     return F_x, F_theta
 
 
@@ -182,8 +182,7 @@ def fixed_point_vjp(T_x: Any, T_theta: Any, v: Array, *, solver: Callable | None
     >>> fixed_point_vjp(np.array([[0.5]]), np.array([[1.0]]), np.array([1.0]))  # x = x/2 + theta
     array([2.])
     """
-    T_x = as_operator(T_x)
-    return root_vjp(_minus(T_x), -as_operator(T_theta), v, solver=solver)
+    return root_vjp(_identity_minus(T_x), -as_operator(T_theta), v, solver=solver)
 
 
 def fixed_point_jvp(T_x: Any, T_theta: Any, t: Array, *, solver: Callable | None = None) -> Array:
@@ -195,44 +194,28 @@ def fixed_point_jvp(T_x: Any, T_theta: Any, t: Array, *, solver: Callable | None
     >>> fixed_point_jvp(np.array([[0.5]]), np.array([[1.0]]), np.array([1.0]))
     array([2.])
     """
-    T_x = as_operator(T_x)
-    return root_jvp(_minus(T_x), -as_operator(T_theta), t, solver=solver)
+    return root_jvp(_identity_minus(T_x), -as_operator(T_theta), t, solver=solver)
 
 
-def _minus(T_x: LinearOperator) -> LinearOperator:
+def _identity_minus(T_x: Any) -> LinearOperator:
     """Return I - T_x; a matrix stays one."""
-    if T_x.in_shape != T_x.out_shape:
-        raise ValueError(f"T_x must be square: got {T_x.in_shape} -> {T_x.out_shape}")
-    shape = T_x.in_shape
-    if T_x.matrix is None:
-        return LinearOperator(
-            lambda v: v - T_x @ v, lambda v: v - T_x.H @ v, shape, shape, "I - T_x", T_x.like
-        )
-    return matrix(asarray_like(np.eye(T_x.matrix.shape[0]), T_x.matrix) - T_x.matrix)
+    return lavrentiev(-as_operator(T_x), 1.0)
 
 
 def _on_support(
     g_xx: Any, F_theta: Any, support: Array
 ) -> tuple[LinearOperator, LinearOperator, Array]:
-    """Return the derivatives restricted to the support: the identity beside it."""
+    """Return the derivatives restricted to the support, the identity beside it, and the mask."""
     g_xx, F_theta = _pair(g_xx, F_theta)
     mask = detach(as_real(support, "support", shape=g_xx.in_shape))
-    if to_float(norm(mask * (1 - mask))) > 0:
-        raise ValueError("support must be a mask: expected zeros and ones, got other numbers")
-    bound = [each.like for each in (g_xx, F_theta) if each.like is not None]
-    mask = asarray_like(mask, bound[0]) if bound else mask
-
-    def restricted(v: Array, H: LinearOperator) -> Array:
-        return mask * (H @ (mask * v)) + (1 - mask) * v
-
-    shape = g_xx.in_shape
-    H = LinearOperator(
-        lambda v: restricted(v, g_xx), lambda v: restricted(v, g_xx.H), shape, shape, like=mask
+    require(
+        to_float(norm(mask * (1 - mask))) == 0,
+        "support must be a mask: expected zeros and ones, got other numbers",
     )
-    rows = LinearOperator(
-        lambda t: mask * (F_theta @ t), lambda v: F_theta.H @ (mask * v), F_theta.in_shape, shape
-    )
-    return H, rows, mask
+    like = F_theta.like if g_xx.like is None else g_xx.like
+    mask = mask if like is None else asarray_like(mask, like)
+    P = diagonal(mask)
+    return P @ g_xx @ P + diagonal(1 - mask), P @ F_theta, mask
 
 
 def support_vjp(
@@ -295,33 +278,12 @@ def support_jvp(
 # Sylvester's equation
 
 
-def _bartels_stewart(A: Array, B: Array, C: Array) -> Array:
-    """Solve AX + XB = C by Schur forms in SciPy; torch goes there and back."""
-    from scipy.linalg import solve_sylvester
-
-    A, B, C = (as_real(M, name, ndim=2) for M, name in ((A, "A"), (B, "B"), (C, "C")))
-    check_alike(A, "A", C, "C")
-    check_alike(B, "B", C, "C")
-    if A.shape != (C.shape[0],) * 2 or B.shape != (C.shape[1],) * 2:
-        raise ValueError(
-            f"A and B must be square and fit C: got {tuple(A.shape)}, {tuple(B.shape)} "
-            f"and {tuple(C.shape)}"
-        )
-    a, b, c = (to_numpy(M) for M in (A, B, C))
-    sums = np.add.outer(np.linalg.eigvals(a), np.linalg.eigvals(b))
-    if np.abs(sums).min() <= 10 * _eps(C) * (np.linalg.norm(a, 2) + np.linalg.norm(b, 2)):
-        raise ValueError(
-            "AX + XB = C must have one solution: expected no sum of an eigenvalue of A and one of "
-            f"B to be zero, got {np.abs(sums).min():.1e}"
-        )
-    return asarray_like(solve_sylvester(a, b, c), C)
-
-
 def sylvester(A: Array, B: Array, C: Array) -> Array:
     r"""Return the solution of :math:`AX+XB=C`, by Bartels and Stewart (1972).
 
     There is exactly one if and only if :math:`\alpha_i+\beta_j\ne0` for all eigenvalues of A and B.
-    :math:`O(n^3)`, never the Kronecker matrix :math:`I\otimes A+B^\top\otimes I` of size n².
+    :math:`O(n^3)` by Schur forms in SciPy, never the Kronecker matrix
+    :math:`I\otimes A+B^\top\otimes I` of size n².
 
     Raises
     ------
@@ -335,7 +297,19 @@ def sylvester(A: Array, B: Array, C: Array) -> Array:
     array([[1.],
            [2.]])
     """
-    return _bartels_stewart(A, B, C)
+    from scipy.linalg import solve_sylvester
+
+    C = as_real(C, "C", ndim=2)
+    A = as_real(A, "A", shape=(C.shape[0],) * 2, like=C)
+    B = as_real(B, "B", shape=(C.shape[1],) * 2, like=C)
+    a, b, c = (to_numpy(M) for M in (A, B, C))
+    least = np.abs(np.add.outer(np.linalg.eigvals(a), np.linalg.eigvals(b))).min()
+    require(
+        least > 10 * _eps(C) * (np.linalg.norm(a, 2) + np.linalg.norm(b, 2)),
+        "AX + XB = C must have one solution: expected no sum of an eigenvalue of A and one of "
+        f"B to be zero, got {least:.1e}",
+    )
+    return asarray_like(solve_sylvester(a, b, c), C)
 
 
 def sylvester_jvp(A: Array, B: Array, X: Array, dA: Array, dB: Array, dC: Array) -> Array:
@@ -352,7 +326,7 @@ def sylvester_jvp(A: Array, B: Array, X: Array, dA: Array, dB: Array, dC: Array)
     X = as_real(X, "X", shape=tuple(dC.shape))
     dA = as_real(dA, "dA", shape=(dC.shape[0],) * 2)
     dB = as_real(dB, "dB", shape=(dC.shape[1],) * 2)
-    return _bartels_stewart(A, B, dC - dA @ X - X @ dB)
+    return sylvester(A, B, dC - dA @ X - X @ dB)
 
 
 def sylvester_vjp(A: Array, B: Array, X: Array, v: Array) -> tuple[Array, Array, Array]:
@@ -371,7 +345,7 @@ def sylvester_vjp(A: Array, B: Array, X: Array, v: Array) -> tuple[Array, Array,
     """
     A, B, v = as_real(A, "A", ndim=2), as_real(B, "B", ndim=2), as_real(v, "v", ndim=2)
     X = as_real(X, "X", shape=tuple(v.shape))
-    Psi = _bartels_stewart(A.T, B.T, v)
+    Psi = sylvester(A.T, B.T, v)
     return -Psi @ X.T, -X.T @ Psi, Psi
 
 
@@ -397,8 +371,10 @@ def neumann(T_x: Any, v: Array, terms: int) -> Array:
         for _ in range(as_count(terms, "terms", minimum=1) - 1):
             term = T_x @ term
             total = total + term
-    if not math.isfinite(to_float(norm(total))):
-        raise ValueError("the series must stay finite: expected a spectral radius below 1")
+    require(
+        math.isfinite(to_float(norm(total))),
+        "the series must stay finite: expected a spectral radius below 1",
+    )
     return total
 
 
@@ -411,8 +387,7 @@ def neumann_tail(q: float, terms: int) -> float:
     1.0
     """
     q = as_scalar(q, "q", minimum=0.0)
-    if q >= 1:
-        raise ValueError(f"q must be below 1: expected a contraction, got {q}")
+    require(q < 1, f"q must be below 1: expected a contraction, got {q}")
     return q ** as_count(terms, "terms") / (1 - q)
 
 
@@ -459,8 +434,9 @@ def _symmetric(A: LinearOperator, like: Array, seed: int = 0) -> bool:
         u, v = (asarray_like(rng.standard_normal(A.in_shape), like) for _ in range(2))
         Au, Av = A @ u, A @ v
         size = to_float(norm(Au)) * to_float(norm(v)) + to_float(norm(Av)) * to_float(norm(u))
-        if not math.isfinite(size):
-            raise ValueError(f"{A.name} must be finite: expected finite products, got others")
+        require(
+            math.isfinite(size), f"{A.name} must be finite: expected finite products, got others"
+        )
         if abs(to_float(inner(Au, v) - inner(u, Av))) > tolerance * size:
             return False
     return True
@@ -578,25 +554,18 @@ def solve(
     >>> found.x, found.method, found.converged
     (array([1., 1.]), 'lu', True)
     """
-    A, b = as_operator(A), as_real(b, "b")
-    if A.in_shape != A.out_shape or tuple(b.shape) != A.out_shape:
-        raise ValueError(
-            f"solve needs a square operator and b of its shape: got {A.in_shape} -> "
-            f"{A.out_shape} and {tuple(b.shape)}"
-        )
-    if x0 is not None:
-        check_alike(as_real(x0, "x0", shape=A.in_shape), "x0", b, "b")
+    A, b, x = _system(A, b, x0, square=True)
     b, size = detach(b), math.prod(A.in_shape)
     rtol = max(as_scalar(rtol, "rtol", positive=True), 10 * _eps(b))
     if to_float(norm(b)) == 0:
         return Solution(0 * b, True, "b is zero", "none", 0, 0.0, None, None, ())
     if A.matrix is not None and size <= direct:
-        x, method, condition = _direct(A.matrix, b)
-        return _solution(A, b, asarray_like(x, b), rtol, (method,), method, 0, condition, None)
+        found, method, condition = _direct(A.matrix, b)
+        return _solution(A, b, asarray_like(found, b), rtol, (method,), method, 0, condition, None)
     methods, condition, predicted = _plan(A, b, rtol)
     budget = min(max(10 * size, 100), 10_000) if max_iter is None else max_iter
-    x, best, steps, tried = (zeros(A.in_shape, b) if x0 is None else x0), methods[0], 0, []
-    left = to_float(norm(b) if x0 is None else norm(b - A @ x0))
+    best, steps, tried = methods[0], 0, []
+    left = to_float(norm(b) if x0 is None else norm(b - A @ x))
     for method in methods:
         tried.append(method)
         found = _iterate(method, A, b, x, rtol, budget, preconditioner)
@@ -657,8 +626,10 @@ def jacobi(diag: Array) -> LinearOperator:
     array([0.5 , 0.25])
     """
     diag = as_real(diag, "diag")
-    if not to_float(array_namespace(diag).min(diag)) > 0:
-        raise ValueError("diag must be positive: Jacobi's preconditioner divides by it")
+    require(
+        to_float(array_namespace(diag).min(diag)) > 0,
+        "diag must be positive: Jacobi's preconditioner divides by it",
+    )
     return diagonal(1 / diag)
 
 
@@ -686,8 +657,10 @@ def ilu(M: Any, *, drop_tol: float = 1e-4, fill_factor: float = 10.0) -> LinearO
     """
     from scipy.sparse.linalg import spilu
 
-    if not is_sparse(M) or not hasattr(M, "tocsc"):
-        raise ValueError(f"ilu needs a scipy.sparse matrix: got {type(M).__name__}")
+    require(
+        is_sparse(M) and hasattr(M, "tocsc"),
+        f"ilu needs a scipy.sparse matrix: got {type(M).__name__}",
+    )
     try:
         factors = spilu(M.tocsc(), drop_tol=drop_tol, fill_factor=fill_factor)
     except RuntimeError as error:
@@ -720,13 +693,11 @@ def lbfgs(pairs: list[tuple[Array, Array]]) -> LinearOperator:
     >>> lbfgs([(np.array([1.0, 0.0]), np.array([2.0, 0.0]))]) @ np.array([2.0, 2.0])
     array([1., 1.])
     """
-    if not pairs:
-        raise ValueError("lbfgs needs a pair (s, y): got none")
+    require(len(pairs) > 0, "lbfgs needs a pair (s, y): got none")
     # A list of its own: the preconditioner must not change under an iteration.
     pairs = [(as_real(s, "s"), as_real(y, "y", shape=tuple(s.shape))) for s, y in pairs]
     curvatures = [to_float(inner(s, y)) for s, y in pairs]
-    if min(curvatures) <= 0:
-        raise ValueError(f"every pair must have <s, y> > 0: got {min(curvatures):.1e}")
+    require(min(curvatures) > 0, f"every pair must have <s, y> > 0: got {min(curvatures):.1e}")
     start = curvatures[-1] / to_float(inner(pairs[-1][1], pairs[-1][1]))
 
     def apply(v: Array) -> Array:
@@ -775,8 +746,7 @@ def low_rank(A: Any, rank: int, shift: float, *, like: Array, seed: int = 0) -> 
     True
     """
     A, omega = as_operator(A), as_scalar(shift, "shift", positive=True)
-    if A.in_shape != A.out_shape:
-        raise ValueError(f"A must be square: got {A.in_shape} -> {A.out_shape}")
+    require(A.in_shape == A.out_shape, f"A must be square: got {A.in_shape} -> {A.out_shape}")
     size = math.prod(A.in_shape)
     rank = as_count(rank, "rank", minimum=1, maximum=size)
     Omega = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, rank)))[0]
@@ -824,11 +794,13 @@ def lavrentiev(A: Any, omega: float) -> LinearOperator:
            [0. , 1.1]])
     """
     A, omega = as_operator(A), as_scalar(omega, "omega", positive=True)
-    if A.in_shape != A.out_shape:
-        raise ValueError(f"A must be square: got {A.in_shape} -> {A.out_shape}")
+    require(A.in_shape == A.out_shape, f"A must be square: got {A.in_shape} -> {A.out_shape}")
     if A.matrix is not None:
         return matrix(A.matrix + omega * asarray_like(np.eye(A.matrix.shape[0]), A.matrix))
-    return A + omega * identity(A.in_shape)
+    shape, name = A.in_shape, f"{A.name} + {omega:g} I"
+    return LinearOperator(
+        lambda v: A @ v + omega * v, lambda v: A.H @ v + omega * v, shape, shape, name, A.like
+    )
 
 
 class RefinementState(NamedTuple):
@@ -870,15 +842,15 @@ def refine(M: np.ndarray, b: np.ndarray) -> Iterator[RefinementState]:
     from scipy.linalg import lapack
 
     M, b = as_real(M, "M", ndim=2), as_real(b, "b", shape=M.shape[:1])
-    if not isinstance(M, np.ndarray) or M.dtype != np.float64 or b.dtype != np.float64:
-        raise ValueError("refine needs NumPy arrays in double precision")
-    if M.shape[0] != M.shape[1]:
-        raise ValueError(f"M must be square: got shape {M.shape}")
+    require(
+        isinstance(M, np.ndarray) and M.dtype == b.dtype == np.float64,
+        "refine needs NumPy arrays in double precision",
+    )
+    require(M.shape[0] == M.shape[1], f"M must be square: got shape {M.shape}")
     # Scaled to one, because the exponents of single precision end at 38.
     scale = np.abs(M).max() or 1.0
     factors, pivots, info = lapack.sgetrf((M / scale).astype(np.float32))
-    if info > 0:
-        raise ValueError("M must not be singular: got a zero pivot in single precision")
+    require(info == 0, "M must not be singular: got a zero pivot in single precision")
 
     def iterate() -> Iterator[RefinementState]:
         x = np.zeros_like(b)
@@ -1002,8 +974,10 @@ def layer(
     def of_theta(*thetas: Array) -> Array:
         from . import autodiff
 
-        if not thetas or not all(is_torch_array(theta) for theta in thetas):
-            raise ValueError("layer needs torch tensors: expected one for each parameter")
+        require(
+            len(thetas) > 0 and all(is_torch_array(theta) for theta in thetas),
+            "layer needs torch tensors: expected one for each parameter",
+        )
         found = solver_of_x(*map(detach, thetas))
         if not getattr(found, "converged", True):
             raise ValueError(f"the inner problem must be solved: {found.reason}")
@@ -1041,8 +1015,10 @@ def batch_norm(x: Array, *, eps: float = 0.0) -> tuple[Array, Array]:
     centred = x - xp.mean(x, axis=0)
     divisor = xp.sqrt(xp.mean(centred**2, axis=0) + eps)
     # The mean of equal numbers is that number to rounding only.
-    if eps == 0 and to_float(xp.min(divisor - 4 * _eps(x) * xp.max(xp.abs(x), axis=0))) <= 0:
-        raise ValueError("the batch must not be constant: its standard deviation is 0, and eps too")
+    require(
+        eps > 0 or to_float(xp.min(divisor - 4 * _eps(x) * xp.max(xp.abs(x), axis=0))) > 0,
+        "the batch must not be constant: its standard deviation is 0, and eps too",
+    )
     return centred / divisor, divisor
 
 

@@ -6,21 +6,13 @@ when a promise is kept, when the iteration ends by itself, or when the budget is
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from .arrays import (
-    as_count,
-    as_real,
-    as_scalar,
-    check_alike,
-    is_sparse,
-    norm,
-    to_float,
-)
+from .arrays import as_count, as_real, as_scalar, is_sparse, norm, require, to_float
 
 __all__ = [
     "Result",
@@ -87,10 +79,11 @@ class StoppingRule:
     others: tuple["StoppingRule", ...] = ()
 
     def __or__(self, other: "StoppingRule") -> "StoppingRule":
-        if not isinstance(other, StoppingRule):
-            raise ValueError(f"| joins two stopping rules: got {type(other).__name__}")
-        joined = (*self.others, other, *other.others)
-        return StoppingRule(self.measure, self.verify, self.bound, self.name, joined)
+        require(
+            isinstance(other, StoppingRule),
+            f"| joins two stopping rules: got {type(other).__name__}",
+        )
+        return replace(self, others=(*self.others, other, *other.others))
 
 
 def _system(A: Any, b: Any) -> tuple[Any, Any]:
@@ -99,13 +92,11 @@ def _system(A: Any, b: Any) -> tuple[Any, Any]:
     if dense:
         A = as_real(A, "A", ndim=2)
     shape = getattr(A, "out_shape", getattr(A, "shape", ())[:1] or None)
-    if not hasattr(A, "__matmul__") or shape is None:
-        raise ValueError(f"A must be an operator or a matrix: got {type(A).__name__}")
-    b = as_real(b, "the data", shape=shape)
-    like = A if dense else getattr(A, "like", None)
-    if like is not None:
-        check_alike(b, "the data", like, "A")
-    return A, b
+    require(
+        hasattr(A, "__matmul__") and shape is not None,
+        f"A must be an operator or a matrix: got {type(A).__name__}",
+    )
+    return A, as_real(b, "the data", shape=shape, like=A if dense else getattr(A, "like", None))
 
 
 def _tolerance(rtol: float, atol: float, scale: float) -> float:
@@ -175,18 +166,14 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
     >>> result.iterations, result.reason
     (1, 'residual norm (discrepancy principle) 1.980e-01 is at most 2.200e-01')
     """
-    A, y = _system(A, y)
-    delta = as_scalar(delta, "delta", positive=True)
-    return StoppingRule(
-        measure=lambda state: to_float(norm(state.r)),
-        verify=lambda state: to_float(norm(y - A @ state.x)),
-        bound=as_scalar(tau, "tau", minimum=1.0) * delta,
-        name="residual norm (discrepancy principle)",
-    )
+    bound = as_scalar(tau, "tau", minimum=1.0) * as_scalar(delta, "delta", positive=True)
+    return replace(residual_rule(A, y, atol=bound), name="residual norm (discrepancy principle)")
 
 
-def _verdict(rules: tuple[StoppingRule, ...], state: Any) -> tuple[bool, str] | None:
-    """Return (converged, reason) if a rule ends the run at this state, else None."""
+def _verdict(rules: tuple[StoppingRule, ...], state: Any, k: int) -> tuple[bool, str] | None:
+    """Return (converged, reason) if the run ends at this state, the k-th, else None."""
+    if not math.isfinite(to_float(norm(state.x))):
+        return False, f"not finite: the iterate overflowed by iteration {k}"
     stagnated = None
     for rule in rules:
         measured = rule.measure(state)
@@ -256,16 +243,20 @@ def run(
     """
     max_iter = as_count(max_iter, "max_iter")
     check_every = as_count(check_every, "check_every", minimum=1)
-    if not hasattr(states, "__next__"):
-        raise ValueError(
-            f"states must be an iterator, what a solver returned: got {type(states).__name__}"
-        )
-    if stop is not None and not isinstance(stop, StoppingRule):
-        raise ValueError(f"stop must be a stopping rule: got {type(stop).__name__}")
+    require(
+        hasattr(states, "__next__"),
+        f"states must be an iterator, what a solver returned: got {type(states).__name__}",
+    )
+    require(
+        stop is None or isinstance(stop, StoppingRule),
+        f"stop must be a stopping rule: got {type(stop).__name__}",
+    )
     rules = () if stop is None else (stop, *stop.others)
     record = record or {}
-    if "iteration" in record:
-        raise ValueError("record must not use the name 'iteration': it holds the indices")
+    require(
+        "iteration" not in record,
+        "record must not use the name 'iteration': it holds the indices",
+    )
     history: dict[str, list] = {"iteration": [], **{name: [] for name in record}}
     bar = _progress_bar(max_iter) if progress else None
     state, k, verdict, ending = None, -1, None, None
@@ -285,10 +276,7 @@ def run(
                     history[name].append(to_float(measure(state)))
                 if callback is not None:
                     callback(k, state)
-            if not math.isfinite(to_float(norm(state.x))):
-                verdict = False, f"not finite: the iterate overflowed by iteration {k}"
-            else:
-                verdict = _verdict(rules, state)
+            verdict = _verdict(rules, state, k)
         if verdict is None and last:
             verdict = False, ending or f"max_iter = {max_iter} steps were taken"
         if bar is not None:

@@ -12,8 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from .arrays import Array, as_real, as_scalar, check_alike, detach, inner, norm, to_float, zeros
-from .operators import LinearOperator, as_operator
+from .arrays import (
+    Array,
+    as_real,
+    as_scalar,
+    detach,
+    inner,
+    norm,
+    require,
+    to_float,
+    zeros,
+)
+from .operators import LinearOperator, _with_data, as_operator
 
 __all__ = ["bicgstab", "cg", "cgls", "gmres", "landweber", "minres", "nu_method"]
 
@@ -27,20 +37,11 @@ class CGState(NamedTuple):
     rho: Array
 
 
-class MINRESState(NamedTuple):
+class ResidualState(NamedTuple):
     """Iterate and residual b - Ax."""
 
     x: Array
     r: Array
-
-
-class BiCGSTABState(NamedTuple):
-    """Iterate, residual b - Ax, search direction, and ``rho``: the residual against the first."""
-
-    x: Array
-    r: Array
-    p: Array
-    rho: Array
 
 
 class CGLSState(NamedTuple):
@@ -53,21 +54,6 @@ class CGLSState(NamedTuple):
     gamma: Array
 
 
-class LandweberState(NamedTuple):
-    """Iterate and residual y - Ax."""
-
-    x: Array
-    r: Array
-
-
-class NuState(NamedTuple):
-    """Iterate, residual y - Ax, and the iterate before."""
-
-    x: Array
-    r: Array
-    x_old: Array
-
-
 class GMRESState(NamedTuple):
     """Iterate, residual b - Ax, and the Krylov basis so far."""
 
@@ -76,39 +62,17 @@ class GMRESState(NamedTuple):
     basis: tuple[Array, ...]
 
 
-def _system(A: Any, y: Array, x0: Array | None) -> tuple[LinearOperator, Array, Array]:
+def _system(
+    A: Any, b: Array, x0: Array | None, *, square: bool = False
+) -> tuple[LinearOperator, Array, Array]:
     """Return operator, data and starting point, checked; x0 = 0 when none is given."""
-    A = as_operator(A)
-    y = as_real(y, "the data", shape=A.out_shape)
-    if A.like is not None:
-        check_alike(y, "the data", A.like, A.name)
-    if x0 is None:
-        return A, y, zeros(A.in_shape, y)
-    x0 = as_real(x0, "x0", shape=A.in_shape)
-    check_alike(x0, "x0", y, "the data")
-    return A, y, x0
-
-
-def _square(A: LinearOperator, method: str) -> None:
-    if A.in_shape != A.out_shape:
-        raise ValueError(
-            f"{method} needs a square operator: expected equal shapes, "
-            f"got {A.in_shape} -> {A.out_shape}"
-        )
-
-
-def _preconditioner(Pi: Any, A: LinearOperator) -> LinearOperator:
-    """Return Π as an operator that fits A; the identity for None."""
-    shape = A.in_shape
-    if Pi is None:
-        return LinearOperator(lambda r: r, lambda r: r, shape, shape, "identity")
-    Pi = as_operator(Pi)
-    if not Pi.in_shape == Pi.out_shape == shape:
-        raise ValueError(
-            f"the preconditioner must fit A: expected {shape} -> {shape}, "
-            f"got {Pi.in_shape} -> {Pi.out_shape}"
-        )
-    return Pi
+    A, b = _with_data(A, b, "the data")
+    require(
+        A.in_shape == A.out_shape or not square,
+        f"A must be square: expected equal shapes, got {A.in_shape} -> {A.out_shape}",
+    )
+    start = zeros(A.in_shape, b) if x0 is None else as_real(x0, "x0", shape=A.in_shape, like=b)
+    return A, b, start
 
 
 def cg(
@@ -158,9 +122,14 @@ def cg(
     >>> result.x.round(6), result.iterations
     (array([0.090909, 0.636364]), 2)
     """
-    A, b, x0 = _system(A, b, x0)
-    _square(A, "cg")
-    Pi = _preconditioner(preconditioner, A)
+    A, b, x0 = _system(A, b, x0, square=True)
+    same = LinearOperator(lambda r: r, lambda r: r, A.in_shape, A.in_shape, "identity")
+    Pi = same if preconditioner is None else as_operator(preconditioner)
+    require(
+        Pi.in_shape == Pi.out_shape == A.in_shape,
+        f"the preconditioner must fit A: expected {A.in_shape} -> {A.in_shape}, "
+        f"got {Pi.in_shape} -> {Pi.out_shape}",
+    )
 
     def iterate():
         x, r = x0, b - A @ x0
@@ -168,10 +137,9 @@ def cg(
         rho = inner(r, p)
         while True:
             yield CGState(x, r, p, rho)
-            if to_float(norm(r)) == 0:
-                return "the residual is exactly zero"
             if not to_float(rho) > 0:
-                return f"breakdown: <r, Pi r> = {to_float(rho):.3e} is not positive"
+                broken = f"breakdown: <r, Pi r> = {to_float(rho):.3e} is not positive"
+                return broken if to_float(norm(r)) > 0 else "the residual is exactly zero"
             q = A @ p
             curvature = inner(p, q)
             if not to_float(curvature) > 0:
@@ -193,7 +161,7 @@ def _lanczos(A: LinearOperator, v: Array, v_old: Array, beta: Array) -> tuple[Ar
     return alpha, norm(w), w
 
 
-def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
+def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualState]:
     r"""MINRES for :math:`Ax=b` with a symmetric A, definite or not.
 
     :math:`x_k` minimizes :math:`\|b-Ax\|` over
@@ -210,7 +178,7 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
 
     Yields
     ------
-    MINRESState
+    ResidualState
 
     Raises
     ------
@@ -229,8 +197,7 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
     >>> run(minres(A, b), stop=residual_rule(A, b, rtol=1e-12), max_iter=5).x
     array([1., 1.])
     """
-    A, b, x0 = _system(A, b, x0)
-    _square(A, "minres")
+    A, b, x0 = _system(A, b, x0, square=True)
     eps = float(array_namespace(b).finfo(b.dtype).eps)
 
     def iterate():
@@ -240,7 +207,7 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
         # (c, s) and (c_old, s_old): the last two rotations; phi: the norm of the residual, signed.
         c, s, c_old, s_old, phi, beta = 1.0, 0.0, 1.0, 0.0, beta, 0 * beta
         while True:
-            yield MINRESState(x, r)
+            yield ResidualState(x, r)
             if to_float(phi) == 0:
                 return "the residual is exactly zero"
             beta_old, (alpha, beta, w) = beta, _lanczos(A, v, v_old, beta)
@@ -261,7 +228,7 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[MINRESState]:
     return iterate()
 
 
-def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[BiCGSTABState]:
+def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualState]:
     r"""BiCGSTAB for :math:`Ax=b` with any square A: short recurrences, two products a step.
 
     Nothing is minimized over the whole Krylov space: the residual may grow on the way, and a
@@ -276,7 +243,7 @@ def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[BiCGSTABStat
 
     Yields
     ------
-    BiCGSTABState
+    ResidualState
 
     Raises
     ------
@@ -295,14 +262,13 @@ def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[BiCGSTABStat
     >>> run(bicgstab(A, b), stop=residual_rule(A, b, rtol=1e-12), max_iter=5).x
     array([1., 1.])
     """
-    A, b, x0 = _system(A, b, x0)
-    _square(A, "bicgstab")
+    A, b, x0 = _system(A, b, x0, square=True)
 
     def iterate():
         x, r = x0, b - A @ x0
         shadow, p, rho = r, r, inner(r, r)
         for k in count(1):
-            yield BiCGSTABState(x, r, p, rho)
+            yield ResidualState(x, r)
             if to_float(norm(r)) == 0:
                 return "the residual is exactly zero"
             v = A @ p
@@ -384,9 +350,7 @@ def cgls(A: Any, y: Array, x0: Array | None = None) -> Iterator[CGLSState]:
     return iterate()
 
 
-def landweber(
-    A: Any, y: Array, x0: Array | None = None, *, step: float
-) -> Iterator[LandweberState]:
+def landweber(A: Any, y: Array, x0: Array | None = None, *, step: float) -> Iterator[ResidualState]:
     r"""Landweber's iteration: gradient descent on :math:`\tfrac12\|Ax-y\|^2`.
 
     .. math:: x_{k+1}=x_k+\eta A^\top(y-Ax_k),\qquad 0<\eta<2/\|A\|^2 .
@@ -406,7 +370,7 @@ def landweber(
 
     Yields
     ------
-    LandweberState
+    ResidualState
 
     Raises
     ------
@@ -431,7 +395,7 @@ def landweber(
         x = x0
         while True:
             r = y - A @ x
-            yield LandweberState(x, r)
+            yield ResidualState(x, r)
             x = x + step * (A.H @ r)
 
     return iterate()
@@ -439,12 +403,12 @@ def landweber(
 
 def nu_method(
     A: Any, y: Array, x0: Array | None = None, *, nu: float = 1.0, step: float
-) -> Iterator[NuState]:
+) -> Iterator[ResidualState]:
     r"""The ν-method of Brakhage: a semi-iteration, linear in y, faster than Landweber's.
 
     .. math:: x_k=x_{k-1}+\mu_k(x_{k-1}-x_{k-2})+\omega_k\eta A^\top(y-Ax_{k-1})
 
-    with :math:`\mu_1=0,\ \omega_1=\frac{4\nu+2}{4\nu+1}` and, for k > 1,
+    with :math:`\mu_1=0` and otherwise
 
     .. math::
         \mu_k=\frac{(k-1)(2k-3)(2k+2\nu-1)}{(k+2\nu-1)(2k+4\nu-1)(2k+2\nu-3)},\qquad
@@ -466,7 +430,7 @@ def nu_method(
 
     Yields
     ------
-    NuState
+    ResidualState
 
     Raises
     ------
@@ -485,21 +449,17 @@ def nu_method(
     array([1.097143, 1.097143])
     """
     A, y, x0 = _system(A, y, x0)
-    nu = as_scalar(nu, "nu", positive=True)
-    step = as_scalar(step, "step", positive=True)
+    nu, step = as_scalar(nu, "nu", positive=True), as_scalar(step, "step", positive=True)
 
     def iterate():
-        x, x_old, k = x0, x0, 0
-        while True:
+        x = x_old = x0
+        for k in count(1):
             r = y - A @ x
-            yield NuState(x, r, x_old)
-            k += 1
-            if k == 1:
-                mu, omega = 0.0, (4 * nu + 2) / (4 * nu + 1)
-            else:
-                below = (k + 2 * nu - 1) * (2 * k + 4 * nu - 1)
-                mu = (k - 1) * (2 * k - 3) * (2 * k + 2 * nu - 1) / (below * (2 * k + 2 * nu - 3))
-                omega = 4 * (2 * k + 2 * nu - 1) * (k + nu - 1) / below
+            yield ResidualState(x, r)
+            below = (k + 2 * nu - 1) * (2 * k + 4 * nu - 1)
+            omega = 4 * (2 * k + 2 * nu - 1) * (k + nu - 1) / below
+            mu = (k - 1) * (2 * k - 3) * (2 * k + 2 * nu - 1) / below
+            mu = mu / (2 * k + 2 * nu - 3) if k > 1 else 0.0
             x, x_old = x + mu * (x - x_old) + omega * step * (A.H @ r), x
 
     return iterate()
@@ -554,8 +514,7 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
     >>> result.x.round(6), result.iterations
     (array([0., 1.]), 2)
     """
-    A, b, x0 = _system(A, b, x0)
-    _square(A, "gmres")
+    A, b, x0 = _system(A, b, x0, square=True)
     eps = float(array_namespace(b).finfo(b.dtype).eps)
 
     def iterate():

@@ -25,12 +25,11 @@ from .arrays import (
     detach,
     inner,
     norm,
+    require,
     to_float,
 )
-from .bilevel import unrolled
+from .bilevel import _near, _repeats, unrolled
 from .functionals import Functional
-from .implicit import solve
-from .iterate import StoppingRule, run
 from .operators import LinearOperator
 
 __all__ = [
@@ -154,16 +153,15 @@ def task(
     """
     from . import autodiff
 
-    tasks = None if tasks is None else as_count(tasks, "tasks", minimum=1)
+    shape = () if tasks is None else (as_count(tasks, "tasks", minimum=1),)
 
     def total(loss: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def added(w: Array) -> Array:
-            value = loss(w)
-            if tuple(value.shape) != (() if tasks is None else (tasks,)):
-                wanted = "one number" if tasks is None else f"{tasks} numbers"
-                raise ValueError(
-                    f"a loss must return {wanted}: got an array of shape {tuple(value.shape)}"
-                )
+            value, wanted = loss(w), f"{tasks} numbers" if shape else "one number"
+            require(
+                tuple(value.shape) == shape,
+                f"a loss must return {wanted}: got an array of shape {tuple(value.shape)}",
+            )
             return value.sum()
 
         return added
@@ -185,8 +183,7 @@ def task(
 
 def _start(task: Task, theta: Array) -> tuple[Array, Array]:
     """Return θ, checked, and the weights that adaptation starts from: θ, or a row for each task."""
-    if not isinstance(task, Task):
-        raise ValueError(f"task must be a Task: got {type(task).__name__}")
+    require(isinstance(task, Task), f"task must be a Task: got {type(task).__name__}")
     theta = as_real(theta, "theta")
     if task.tasks is None:
         return theta, theta
@@ -199,20 +196,20 @@ def _descend(
     task: Task, w: Array, rate: Any, steps: int, order: str = "first"
 ) -> tuple[Array, list]:
     """Return the weights after so many gradient steps, and (gradient, Hessian product) of each."""
-    linearize = task.linearize
-    if linearize is None or order == "first":
 
-        def linearize(w: Array) -> tuple[Array, Callable[[Array], Array]]:
-            return task.gradient(w), lambda v: task.hvp(w, v)
+    def at(w: Array) -> tuple[Array, Callable[[Array], Array]]:
+        if order == "exact" and task.linearize is not None:
+            return task.linearize(w)
+        return task.gradient(w), lambda v: task.hvp(w, v)
 
     path = []
     for _ in range(steps):
-        g, product = linearize(w)
-        if tuple(g.shape) != tuple(w.shape):
-            raise ValueError(
-                "the gradient of the support loss must have the shape of the weights: "
-                f"expected {tuple(w.shape)}, got {tuple(g.shape)}"
-            )
+        g, product = at(w)
+        require(
+            tuple(g.shape) == tuple(w.shape),
+            "the gradient of the support loss must have the shape of the weights: "
+            f"expected {tuple(w.shape)}, got {tuple(g.shape)}",
+        )
         path.append((g, product))
         w = w - rate * g
     return w, path
@@ -351,41 +348,6 @@ def reptile(task: Task, theta: Array, *, step: float, steps: int) -> MetaGradien
     return _found(task, w, theta - w, None, True, f"{steps} inner steps were taken")
 
 
-class NewtonState(NamedTuple):
-    """Iterate, and the gradient of the inner problem there."""
-
-    x: Array
-    r: Array
-
-
-def _newton(task: Task, theta: Array, w: Array, rho: float, rtol: float) -> Iterator[NewtonState]:
-    """Newton's method for the proximal problem, halving steps until the gradient is shorter."""
-
-    def residual(w: Array) -> Array:
-        return task.gradient(w) + rho * (w - theta)
-
-    r = residual(w)
-    while True:
-        yield NewtonState(w, r)
-        found = solve(_shifted(task, w, rho), r, rtol=rtol)
-        t, length = 1.0, to_float(norm(r))
-        while not to_float(norm(residual(w - t * found.x))) <= (1 - 1e-4 * t) * length:
-            t = t / 2
-            if t < 1e-6:
-                return f"breakdown: Newton's direction does not help ({found.reason})"
-        w = w - t * found.x
-        r = residual(w)
-
-
-def _shifted(task: Task, w: Array, rho: float) -> LinearOperator:
-    """The Hessian of the proximal problem, H + ρI."""
-
-    def apply(v: Array) -> Array:
-        return task.hvp(w, v) + rho * v
-
-    return LinearOperator(apply, apply, tuple(w.shape), tuple(w.shape), "H + rho I", w)
-
-
 @np.errstate(over="ignore", invalid="ignore")
 def imaml(
     task: Task, theta: Array, *, rho: float, rtol: float = 1e-10, max_iter: int = 50
@@ -433,20 +395,16 @@ def imaml(
     """
     theta, w = _start(task, theta)
     rho, rtol = as_scalar(rho, "rho", positive=True), as_scalar(rtol, "rtol", positive=True)
-    rule = StoppingRule(
-        measure=lambda state: to_float(norm(state.r)),
-        verify=lambda state: to_float(norm(task.gradient(state.x) + rho * (state.x - theta))),
-        bound=rtol * to_float(norm(task.gradient(w))),
-        name="gradient norm of the inner problem",
-    )
-    inner_run = run(_newton(task, theta, w, rho, 0.1 * rtol), stop=rule, max_iter=max_iter)
-    w = inner_run.x
-    found = solve(_shifted(task, w, rho), rho * task.query.gradient(w), rtol=rtol)
-    convex = found.predicted is not None or found.method == "none"
-    converged = inner_run.converged and found.converged and convex
-    reason = f"inner problem: {inner_run.reason}; linear system: {found.reason}"
-    reason += "" if convex else "; H + rho I is not positive definite: take a larger rho"
-    return _found(task, w, found.x, None, converged, reason)
+
+    def hessian(w: Array) -> LinearOperator:
+        def product(v: Array) -> Array:
+            return task.hvp(w, v)
+
+        return LinearOperator(product, product, tuple(w.shape), tuple(w.shape), "H", w)
+
+    bound, g = rtol * to_float(norm(task.gradient(w))), task.query.gradient
+    found, solved, fine, reason = _near(task.gradient, hessian, g, w, rho, rtol, bound, max_iter)
+    return _found(task, found.x, solved.x, None, fine, reason)
 
 
 def batched_maml(
@@ -500,14 +458,6 @@ def batched_maml(
 # ---------------------------------------------------------------- a small network
 
 
-class _Activation(NamedTuple):
-    """φ(z); and, of a = φ(z), the slope φ', and the ratio φ''/φ' (None for 0)."""
-
-    value: Callable
-    slope: Callable
-    bend: Callable | None
-
-
 class _Loss(NamedTuple):
     """A mean over samples, of outputs p and targets y: value, gradient by p, Hessian times v."""
 
@@ -516,30 +466,16 @@ class _Loss(NamedTuple):
     hvp: Callable
 
 
-def _softmax(xp: Any, p: Array) -> Array:
-    e = xp.exp(p - xp.max(p, axis=-1, keepdims=True))
-    return e / xp.sum(e, axis=-1, keepdims=True)
-
-
-def _cross_entropy(xp: Any, p: Array, y: Array) -> Array:
-    top = xp.max(p, axis=-1, keepdims=True)
-    log_sum = top + xp.log(xp.sum(xp.exp(p - top), axis=-1, keepdims=True))
-    return xp.sum(xp.sum(y * (log_sum - p), axis=-1), axis=-1) / p.shape[-2]
+def _log_softmax(xp: Any, p: Array) -> Array:
+    p = p - xp.max(p, axis=-1, keepdims=True)
+    return p - xp.log(xp.sum(xp.exp(p), axis=-1, keepdims=True))
 
 
 def _cross_entropy_hvp(xp: Any, p: Array, v: Array) -> Array:
-    s = _softmax(xp, p)
+    s = xp.exp(_log_softmax(xp, p))
     return s * (v - xp.sum(s * v, axis=-1, keepdims=True)) / p.shape[-2]
 
 
-_ACTIVATIONS = {
-    "relu": _Activation(
-        lambda xp, z: 0.5 * (z + abs(z)),  # several times faster than `clip` on small arrays
-        lambda xp, a: xp.astype(a > 0, a.dtype),
-        None,
-    ),
-    "tanh": _Activation(lambda xp, z: xp.tanh(z), lambda xp, a: 1 - a * a, lambda a: -2 * a),
-}
 _LOSSES = {
     "squared": _Loss(
         lambda xp, p, y: xp.sum(xp.sum((p - y) ** 2, axis=-1), axis=-1) / p.shape[-2],
@@ -547,8 +483,8 @@ _LOSSES = {
         lambda xp, p, v: v * (2 / p.shape[-2]),
     ),
     "cross_entropy": _Loss(
-        _cross_entropy,
-        lambda xp, p, y: (_softmax(xp, p) - y) / p.shape[-2],
+        lambda xp, p, y: -xp.sum(xp.sum(y * _log_softmax(xp, p), axis=-1), axis=-1) / p.shape[-2],
+        lambda xp, p, y: (xp.exp(_log_softmax(xp, p)) - y) / p.shape[-2],
         _cross_entropy_hvp,
     ),
 }
@@ -558,7 +494,7 @@ _LOSSES = {
 class Network:
     r"""A fully connected network on flat weights, with its derivatives written out.
 
-    .. math:: a_0=x,\qquad a_l=\varphi(a_{l-1}W_l+b_l),\qquad p=a_{L-1}W_L+b_L .
+    .. math:: a_0=x,\qquad a_l=\max(a_{l-1}W_l+b_l,0),\qquad p=a_{L-1}W_L+b_L .
 
     Samples are rows. Weights are one array of shape (n,), or (T, n) for T networks at once, whose
     matrix products are then batched; so are the gradient and the Hessian product, with NumPy as
@@ -568,7 +504,6 @@ class Network:
     ----------
     widths : tuple of int
         Numbers of inputs, hidden units, outputs.
-    activation : {"relu", "tanh"}
     loss : {"squared", "cross_entropy"}
         The mean over the samples of :math:`\|p-y\|^2` (without ½, as is usual in this field), or of
         :math:`-\sum_cy_c\log\operatorname{softmax}(p)_c` for rows y that add up to 1.
@@ -587,15 +522,15 @@ class Network:
     """
 
     widths: tuple[int, ...]
-    activation: str = "relu"
     loss: str = "squared"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.widths, tuple) or len(self.widths) < 2:
-            raise ValueError(f"widths must be a tuple of two or more numbers: got {self.widths!r}")
+        require(
+            isinstance(self.widths, tuple) and len(self.widths) >= 2,
+            f"widths must be a tuple of two or more numbers: got {self.widths!r}",
+        )
         for width in self.widths:
             as_count(width, "each of widths", minimum=1)
-        as_choice(self.activation, "activation", tuple(_ACTIVATIONS))
         as_choice(self.loss, "loss", tuple(_LOSSES))
 
     @property
@@ -622,8 +557,7 @@ class Network:
 
     def risk(self, w: Array, x: Array, y: Array) -> Array:
         """Return the loss: a 0-d array, or one number for each network of a stack."""
-        p = self.predict(w, x)
-        return _LOSSES[self.loss].value(array_namespace(p), p, y)
+        return self._value(as_real(w, "w"), self._inputs(x, "x"), y)
 
     def task(self, data: Any) -> Task:
         """Return the stack of the tasks of a :class:`course_lib.problems.FewShot`."""
@@ -644,19 +578,18 @@ class Network:
 
     def _inputs(self, x: Array, name: str) -> Array:
         x = as_real(x, name)
-        if x.ndim < 2 or x.shape[-1] != self.widths[0]:
-            raise ValueError(
-                f"{name} must hold samples as rows: expected shape (..., m, {self.widths[0]}), "
-                f"got {tuple(x.shape)}"
-            )
+        require(
+            x.ndim >= 2 and x.shape[-1] == self.widths[0],
+            f"{name} must hold samples as rows: expected shape (..., m, {self.widths[0]}), "
+            f"got {tuple(x.shape)}",
+        )
         return _with_ones(x)
 
     def _matrices(self, w: Array) -> list[Array]:
-        if w.shape[-1] != self.size:
-            raise ValueError(
-                f"the weights have the wrong shape: expected (..., {self.size}), "
-                f"got {tuple(w.shape)}"
-            )
+        require(
+            w.shape[-1] == self.size,
+            f"the weights have the wrong shape: expected (..., {self.size}), got {tuple(w.shape)}",
+        )
         xp, matrices, start = array_namespace(w), [], 0
         for m, n in self.shapes:
             part = w[..., start : start + m * n]
@@ -670,9 +603,11 @@ class Network:
 
     def _forward(self, W: list[Array], x: Array) -> tuple[list[Array], Array]:
         """Return the inputs of all layers, each with a column of ones, and the output."""
-        xp, phi, a = array_namespace(x), _ACTIVATIONS[self.activation].value, [x]
+        a = [x]
         for M in W[:-1]:
-            a.append(_with_ones(phi(xp, a[-1] @ M)))
+            z = a[-1] @ M
+            # Several times faster than `clip` on small arrays.
+            a.append(_with_ones(0.5 * (z + abs(z))))
         return a, a[-1] @ W[-1]
 
     def _value(self, w: Array, x: Array, y: Array) -> Array:
@@ -681,16 +616,16 @@ class Network:
 
     def _linearize(self, w: Array, x: Array, y: Array) -> tuple[Array, Callable[[Array], Array]]:
         """Return the gradient, and the product with the Hessian: one forward and backward pass."""
-        xp, phi, W = array_namespace(w), _ACTIVATIONS[self.activation], self._matrices(w)
+        xp, W = array_namespace(w), self._matrices(w)
         a, p = self._forward(W, x)
-        slopes = [phi.slope(xp, b[..., :-1]) for b in a[1:]]
-        deltas, inward, G = [_LOSSES[self.loss].gradient(xp, p, y)], [], []
+        slopes = [xp.astype(b[..., :-1] > 0, b.dtype) for b in a[1:]]
+        deltas, G = [_LOSSES[self.loss].gradient(xp, p, y)], []
         for layer in reversed(range(len(W))):
             G.insert(0, a[layer].mT @ deltas[0])
             if layer:
-                inward.insert(0, deltas[0] @ W[layer][..., :-1, :].mT)
-                deltas.insert(0, inward[0] * slopes[layer - 1])
-        return self._flat(G), lambda v: self._product(v, W, a, p, slopes, deltas, inward)
+                inward = deltas[0] @ W[layer][..., :-1, :].mT
+                deltas.insert(0, inward * slopes[layer - 1])
+        return self._flat(G), lambda v: self._product(v, W, a, p, slopes, deltas)
 
     def _product(
         self,
@@ -700,10 +635,9 @@ class Network:
         p: Array,
         slopes: list[Array],
         deltas: list[Array],
-        inward: list[Array],
     ) -> Array:
         """Differentiate both passes in the direction v; da is the change of a."""
-        xp, phi, V = array_namespace(v), _ACTIVATIONS[self.activation], self._matrices(v)
+        xp, V = array_namespace(v), self._matrices(v)
         da, dp = [], a[0] @ V[0]
         for layer in range(1, len(W)):
             da.append(slopes[layer - 1] * dp)
@@ -717,9 +651,6 @@ class Network:
                 change = xp.concat([change[..., :-1, :] + more, change[..., -1:, :]], axis=-2)
                 M, N = W[layer][..., :-1, :], V[layer][..., :-1, :]
                 ddelta = (ddelta @ M.mT + deltas[layer] @ N.mT) * slopes[layer - 1]
-                if phi.bend is not None:
-                    bend = phi.bend(a[layer][..., :-1]) * da[layer - 1]
-                    ddelta = ddelta + inward[layer - 1] * bend
             G.insert(0, change)
         return self._flat(G)
 
@@ -771,13 +702,15 @@ class Update:
 
 
 def _check(x: Array, parts: int | None, theta: Array, sizes: tuple[int, ...]) -> None:
-    if parts is not None and (x.ndim < 2 or x.shape[0] != parts):
-        raise ValueError(
-            f"the state has the wrong shape: expected ({parts}, ...), got {tuple(x.shape)}"
-        )
-    if theta.ndim != 1 or theta.shape[0] not in sizes:
-        wanted = " or ".join(f"({size},)" for size in sizes)
-        raise ValueError(f"theta has the wrong shape: expected {wanted}, got {tuple(theta.shape)}")
+    require(
+        parts is None or (x.ndim >= 2 and x.shape[0] == parts),
+        f"the state has the wrong shape: expected ({parts}, ...), got {tuple(x.shape)}",
+    )
+    wanted = " or ".join(f"({size},)" for size in sizes)
+    require(
+        theta.ndim == 1 and theta.shape[0] in sizes,
+        f"theta has the wrong shape: expected {wanted}, got {tuple(theta.shape)}",
+    )
 
 
 def _rate(theta: Array, k: int) -> tuple[Array, list[Array]]:
@@ -1193,13 +1126,12 @@ def truncated_training(
                 outer = outer if update.parts is None else of_weights(outer)
             try:
                 found = piece(update, x, t, outer, j)
+                used = clip(found.gradient, bound)
             except ValueError as problem:
                 if j == 0:  # what was given is wrong, not what became of it
                     raise
                 return f"breakdown: {problem}"
-            if not math.isfinite(to_float(norm(found.gradient))):
-                return f"not finite: the hypergradient of piece {j} overflowed"
-            t, x, j = t - rate * clip(found.gradient, bound), detach(found.x), j + 1
+            t, x, j = t - rate * used, detach(found.x), j + 1
             yield TrainingState(t, found.value, found.gradient, x)
 
     return iterate()
@@ -1261,9 +1193,8 @@ def checkpoint_cost(steps: int, slots: int | None = None) -> CheckpointCost:
     if slots is None:
         piece = math.isqrt(n - 1) + 1
         return CheckpointCost(-(-n // piece) + piece, 2 * n, 2)
-    s, r = as_count(slots, "slots", minimum=1), 0
-    while math.comb(s + r, s) < n:
-        r += 1
+    s = as_count(slots, "slots", minimum=1)
+    r = _repeats(n, s)
     return CheckpointCost(s, r * n - math.comb(s + r, s + 1) + 1, max(r, 1))
 
 
@@ -1336,8 +1267,10 @@ def ewc(fisher: Array, w_old: Array, weight: float) -> Functional:
     fisher, weight = as_real(fisher, "fisher"), as_scalar(weight, "weight", positive=True)
     w_old = as_real(w_old, "w_old", shape=tuple(fisher.shape))
     check_alike(w_old, "w_old", fisher, "fisher")
-    if to_float(array_namespace(fisher).min(fisher)) < 0:
-        raise ValueError("fisher must not be negative: expected squares, got some entries < 0")
+    require(
+        to_float(array_namespace(fisher).min(fisher)) >= 0,
+        "fisher must not be negative: expected squares, got some entries < 0",
+    )
     F = weight * fisher
     return Functional(
         lambda w: 0.5 * inner(F * (w - w_old), w - w_old),

@@ -12,13 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import (
-    array_namespace,
-    device,
-    is_array_api_obj,
-    is_numpy_array,
-    is_torch_array,
-)
+from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
 
 from .arrays import (
     Array,
@@ -33,6 +27,7 @@ from .arrays import (
     is_sparse,
     namespace,
     norm,
+    require,
     to_float,
     zeros,
 )
@@ -124,31 +119,19 @@ class LinearOperator:
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, LinearOperator):
             return self._compose(other)
-        if not hasattr(other, "shape"):
-            raise ValueError(
-                f"{self.name} acts on arrays: expected a NumPy array or a PyTorch tensor, "
-                f"got {type(other).__name__}"
-            )
-        if not _is_floating(other):
-            other = as_real(other, "the argument")
-        if tuple(other.shape) != self.in_shape:
-            raise ValueError(
-                f"{self.name} has the wrong argument: expected shape {self.in_shape}, "
-                f"got {tuple(other.shape)}"
-            )
-        if self.like is not None:
-            check_alike(other, "the argument", self.like, self.name)
-        return self.apply(other)
+        # Inside an iteration x may overflow: whoever runs it says so.
+        name, shape = f"the argument of {self.name}", self.in_shape
+        return self.apply(as_real(other, name, shape=shape, like=self.like, finite=False))
 
     def __rmatmul__(self, other: Any) -> Any:
         raise ValueError(f"{self.name} stands on the left: write A @ x, and A.H @ x for x @ A")
 
     def _compose(self, other: "LinearOperator") -> "LinearOperator":
-        if self.in_shape != other.out_shape:
-            raise ValueError(
-                f"A @ B needs the output shape of B as the input shape of A: expected "
-                f"{self.in_shape}, got {other.out_shape}"
-            )
+        require(
+            self.in_shape == other.out_shape,
+            f"A @ B needs the output shape of B as the input shape of A: expected "
+            f"{self.in_shape}, got {other.out_shape}",
+        )
         both = self.matrix is not None and other.matrix is not None
         return LinearOperator(
             lambda x: self @ (other @ x),
@@ -162,13 +145,15 @@ class LinearOperator:
         )
 
     def __add__(self, other: "LinearOperator") -> "LinearOperator":
-        if not isinstance(other, LinearOperator):
-            raise ValueError(f"A + B needs two operators: got {type(other).__name__}")
-        if (self.in_shape, self.out_shape) != (other.in_shape, other.out_shape):
-            raise ValueError(
-                f"A + B needs equal shapes: expected {self.in_shape} -> {self.out_shape}, "
-                f"got {other.in_shape} -> {other.out_shape}"
-            )
+        require(
+            isinstance(other, LinearOperator),
+            f"A + B needs two operators: got {type(other).__name__}",
+        )
+        require(
+            (self.in_shape, self.out_shape) == (other.in_shape, other.out_shape),
+            f"A + B needs equal shapes: expected {self.in_shape} -> {self.out_shape}, "
+            f"got {other.in_shape} -> {other.out_shape}",
+        )
         both = self.matrix is not None and other.matrix is not None
         return LinearOperator(
             lambda x: self @ x + other @ x,
@@ -259,10 +244,10 @@ class LinearOperator:
                 beta = to_float(norm(u))
                 u = u / (beta or 1.0)
                 entries += [alpha, beta]
-            if not np.isfinite(entries).all():
-                raise ValueError(
-                    f"{self.name} must be finite: expected finite products, got others"
-                )
+            require(
+                np.isfinite(entries).all(),
+                f"{self.name} must be finite: expected finite products, got others",
+            )
             B = (np.diag([*entries[::2], 0.0]) + np.diag(entries[1::2], -1))[:, :-1]
             s = float(np.linalg.norm(B, 2))
             # The recurrence of the q_i is (σ²I − BBᵀ)q = (0, ..., 0, τ): q up to a factor.
@@ -287,8 +272,10 @@ class LinearOperator:
         """Return a ``scipy.sparse.linalg.LinearOperator`` on flattened NumPy arrays."""
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-        if self.like is not None and not isinstance(self.like, np.ndarray):
-            raise ValueError(f"to_scipy needs NumPy arrays: {self.name} holds others")
+        require(
+            self.like is None or isinstance(self.like, np.ndarray),
+            f"to_scipy needs NumPy arrays: {self.name} holds others",
+        )
         dtype = np.float64 if self.like is None else self.like.dtype
 
         def flat(A: LinearOperator, x: np.ndarray) -> np.ndarray:
@@ -323,30 +310,33 @@ def as_operator(A: Any) -> LinearOperator:
     return A if isinstance(A, LinearOperator) else matrix(A)
 
 
-def _is_floating(x: Any) -> bool:
-    """Return whether an argument can be used as it is; :func:`as_real` deals with the others."""
-    if type(x) is np.ndarray:
-        return x.dtype in (np.float64, np.float32)
-    if not is_array_api_obj(x) or isinstance(x, (np.matrix, np.ma.MaskedArray)) or is_sparse(x):
-        return False
-    xp = array_namespace(x)
-    return x.dtype in (xp.float64, xp.float32)
+def _with_data(A: Any, y: Array, name: str = "y") -> tuple[LinearOperator, Array]:
+    """Return A as an operator, and y, which must be like the arrays that come out of it."""
+    A = as_operator(A)
+    return A, as_real(y, name, shape=A.out_shape, like=A.like)
+
+
+def _response(A: LinearOperator, like: Array) -> Array:
+    """Return what A makes of a pulse: transformed, it diagonalizes a shift-invariant A."""
+    pulse = zeros(A.in_shape, like)
+    pulse[(0,) * pulse.ndim] = 1.0
+    return A @ pulse
 
 
 def _sparse(M: Any) -> tuple[Any, Any, Any]:
     """Return a sparse matrix, its transpose, and an array of its kind, all validated."""
-    if is_torch_array(M):
-        with warnings.catch_warnings():
-            # "Sparse CSR tensor support is in beta state": the products used here are old.
-            warnings.simplefilter("ignore", UserWarning)
-            csr = M.to_sparse_csr()
-            values = as_real(csr.values(), "the sparse matrix")
-            csr = csr.to(values.dtype)
-            return csr, csr.to_sparse_coo().T.to_sparse_csr(), values
-    csr = M.tocsr()
-    values = as_real(csr.data, "the sparse matrix")
-    csr = csr.astype(values.dtype)
-    return csr, csr.T.tocsr(), values
+    if not is_torch_array(M):
+        M = M.tocsr()
+        values = as_real(M.data, "the sparse matrix")
+        M = M.astype(values.dtype)
+        return M, M.T.tocsr(), values
+    with warnings.catch_warnings():
+        # "Sparse CSR tensor support is in beta state": the products used here are old.
+        warnings.simplefilter("ignore", UserWarning)
+        M = M.to_sparse_csr()
+        values = as_real(M.values(), "the sparse matrix")
+        M = M.to(values.dtype)
+        return M, M.to_sparse_coo().T.to_sparse_csr(), values
 
 
 def matrix(M: Any) -> LinearOperator:
@@ -369,11 +359,8 @@ def matrix(M: Any) -> LinearOperator:
     >>> A.H @ np.array([2.0])
     array([2., 4., 6.])
     """
-    if isinstance(M, LinearOperator):
-        return M
     if is_sparse(M):
-        if M.ndim != 2:
-            raise ValueError(f"the sparse matrix must have 2 dimensions: got shape {M.shape}")
+        require(M.ndim == 2, f"the sparse matrix must have 2 dimensions: got shape {M.shape}")
         M, transposed, like = _sparse(M)
         m, n = M.shape
         return LinearOperator(
@@ -416,8 +403,7 @@ def diagonal(weights: Array) -> LinearOperator:
     3.0
     """
     w = as_real(weights, "weights")
-    exact = to_float(array_namespace(w).max(abs(w)))
-    shape = tuple(w.shape)
+    shape, exact = tuple(w.shape), to_float(array_namespace(w).max(abs(w)))
     return LinearOperator(
         lambda x: w * x, lambda v: w * v, shape, shape, "diagonal", w, exact_norm=exact
     )
@@ -451,27 +437,28 @@ def whitening(cov: Array) -> LinearOperator:
            [-0.5,  1. ]])
     """
     cov = as_real(cov, "cov")
-    if cov.ndim not in (1, 2) or cov.shape[0] != cov.shape[-1]:
-        raise ValueError(
-            "cov must be a vector of variances or a square matrix: expected shape (m,) or (m, m), "
-            f"got {tuple(cov.shape)}"
-        )
+    require(
+        cov.ndim in (1, 2) and cov.shape[0] == cov.shape[-1],
+        "cov must be a vector of variances or a square matrix: expected shape (m,) or (m, m), "
+        f"got {tuple(cov.shape)}",
+    )
     xp, m, independent = array_namespace(cov), cov.shape[0], cov.ndim == 1
     rounding = 0.0 if independent else 10 * m * float(xp.finfo(cov.dtype).eps)
     defect = 0.0 if independent else to_float(xp.max(abs(cov - cov.T)))
-    if defect > rounding * to_float(xp.max(abs(cov))):
-        raise ValueError("cov must be symmetric: expected cov = cov.T, got a matrix that is not")
+    require(
+        defect <= rounding * to_float(xp.max(abs(cov))),
+        "cov must be symmetric: expected cov = cov.T, got a matrix that is not",
+    )
     variances = detach(cov if independent else xp.linalg.eigvalsh(cov))
     low, high = to_float(xp.min(variances)), to_float(xp.max(variances))
-    if not low > rounding * high:
-        raise ValueError(
-            "cov must be positive definite: expected variances (eigenvalues of a matrix) > 0, "
-            f"got from {low:.3e} to {high:.3e}"
-        )
+    require(
+        low > rounding * high,
+        "cov must be positive definite: expected variances (eigenvalues of a matrix) > 0, "
+        f"got from {low:.3e} to {high:.3e}",
+    )
     if independent:
         return replace(diagonal(cov**-0.5), name="whitening")
-    eye = xp.eye(m, dtype=cov.dtype, device=device(cov))
-    return replace(matrix(xp.linalg.solve(xp.linalg.cholesky(cov), eye)), name="whitening")
+    return replace(matrix(xp.linalg.inv(xp.linalg.cholesky(cov))), name="whitening")
 
 
 def haar(shape: int | tuple[int, ...], *, levels: int | None = None) -> LinearOperator:
@@ -513,10 +500,10 @@ def haar(shape: int | tuple[int, ...], *, levels: int | None = None) -> LinearOp
     levels = as_count(
         max(largest, 1) if levels is None else levels, "levels", minimum=1, maximum=62
     )
-    if levels > largest:
-        raise ValueError(
-            f"shape must be divisible by 2**levels: expected multiples of {2**levels}, got {shape}"
-        )
+    require(
+        levels <= largest,
+        f"shape must be divisible by 2**levels: expected multiples of {2**levels}, got {shape}",
+    )
 
     def on_blocks(x: Array, step: Callable, order: Any) -> Array:
         xp, x = array_namespace(x), x + 0.0  # a copy, to be overwritten
@@ -607,20 +594,16 @@ def radon(size: int, angles: Array, *, like: Array | None = None) -> LinearOpera
     """
     n, angles = as_count(size, "size", minimum=1), as_real(angles, "angles", ndim=1)
     like = angles if like is None else as_real(like, "like")
-    if not (is_numpy_array(like) or is_torch_array(like)):
-        raise ValueError(
-            "radon needs sparse matrices: expected a NumPy array or a PyTorch tensor, "
-            f"got {type(like).__name__}"
-        )
-    transposed = _strips(n, np.deg2rad([to_float(angle) for angle in angles]))
-    if is_torch_array(like):
-        forward, backward = (_torch_csr(S, like) for S in (transposed.T.tocsr(), transposed))
-    else:
-        backward = transposed.astype(like.dtype)
-        forward = backward.T
+    require(
+        is_numpy_array(like) or is_torch_array(like),
+        "radon needs sparse matrices: expected a NumPy array or a PyTorch tensor, "
+        f"got {type(like).__name__}",
+    )
+    areas = _strips(n, np.deg2rad([to_float(angle) for angle in angles]))
+    back, project = (_sparse_like(S, like) for S in (areas, areas.T))
     return LinearOperator(
-        lambda x: (forward @ x.reshape(-1)).reshape(n, -1),
-        lambda v: (backward @ v.reshape(-1)).reshape(n, n),
+        lambda x: (project @ x.reshape(-1)).reshape(n, -1),
+        lambda v: (back @ v.reshape(-1)).reshape(n, n),
         (n, n),
         (n, angles.shape[0]),
         "Radon transform",
@@ -659,9 +642,11 @@ def _strips(n: int, theta: np.ndarray) -> Any:
     return vstack([of_row(row) for row in range(n)], format="csr")
 
 
-def _torch_csr(S: Any, like: Array) -> Any:
-    """Return a SciPy CSR matrix as a sparse tensor of the dtype and device of ``like``."""
-    xp = array_namespace(like)
+def _sparse_like(S: Any, like: Array) -> Any:
+    """Return a SciPy matrix in the library, dtype and device of ``like``."""
+    if not is_torch_array(like):
+        return S.astype(like.dtype, copy=False)
+    xp, S = array_namespace(like), S.tocsr()
     with warnings.catch_warnings():
         # "Sparse CSR tensor support is in beta state": the products used here are old.
         warnings.simplefilter("ignore", UserWarning)
@@ -671,21 +656,8 @@ def _torch_csr(S: Any, like: Array) -> Any:
 
 def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
-    if not sizes:
-        raise ValueError("shape must name at least one dimension: got ()")
+    require(sizes, "shape must name at least one dimension: got ()")
     return tuple(as_count(size, "each size of the shape", minimum=1) for size in sizes)
-
-
-def _fast_length(n: int) -> int:
-    """Return the smallest length from n on with no prime factor above 5: fast to transform."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
 
 
 def convolution(
@@ -721,15 +693,16 @@ def convolution(
     shape = _as_shape(shape)
     psf = as_real(psf, "psf", ndim=len(shape))
     as_choice(boundary, "boundary", ("periodic", "zero"))
-    if any(p > n for p, n in zip(psf.shape, shape, strict=True)):
-        raise ValueError(
-            f"psf must be no larger than the array: expected at most {shape}, "
-            f"got {tuple(psf.shape)}"
-        )
-    xp, axes = array_namespace(psf), tuple(range(len(shape)))
-    full = shape
+    require(
+        all(p <= n for p, n in zip(psf.shape, shape, strict=True)),
+        f"psf must be no larger than the array: expected at most {shape}, got {tuple(psf.shape)}",
+    )
+    xp, axes, full = array_namespace(psf), tuple(range(len(shape))), shape
     if boundary == "zero":
-        full = tuple(_fast_length(n + p - 1) for n, p in zip(shape, psf.shape, strict=True))
+        from scipy.fft import next_fast_len
+
+        sizes = zip(shape, psf.shape, strict=True)
+        full = tuple(next_fast_len(n + p - 1, real=True) for n, p in sizes)
     kernel = zeros(full, psf)
     kernel[tuple(slice(0, p) for p in psf.shape)] = psf
     # The centre of the kernel moves to index 0, where the transform expects it.
@@ -784,27 +757,27 @@ def integration(n: int) -> LinearOperator:
 
 def _first_difference(n: int, boundary: str) -> LinearOperator:
     """Rows x_{i+1} - x_i: inside only, with a zero on either side, or around the end."""
-    if boundary == "periodic":
-
-        def apply(x):
-            return array_namespace(x).roll(x, -1) - x
-
-        def adjoint(v):
-            return array_namespace(v).roll(v, 1) - v
-
-        rows, exact = n, 2 * math.sin(math.pi * (n // 2) / n)
-    else:
-        inside = boundary == "free"
-
-        def apply(x):
-            return _diff(x if inside else _pad_zero(x))
-
-        def adjoint(v):
-            return -_diff(_pad_zero(v) if inside else v)
-
-        # Eigenvalues of the Neumann (n - 1 rows) and Dirichlet (n + 1 rows) Laplacians.
-        rows = n - 1 if inside else n + 1
-        exact = 2 * math.cos(math.pi / (2 * n) if inside else math.pi / (2 * (n + 1)))
+    # The norms: from the eigenvalues of the Neumann, Dirichlet and periodic Laplacians.
+    apply, adjoint, rows, exact = {
+        "free": (
+            _diff,
+            lambda v: -_diff(_pad_zero(v)),
+            n - 1,
+            2 * math.cos(math.pi / (2 * n)),
+        ),
+        "zero": (
+            lambda x: _diff(_pad_zero(x)),
+            lambda v: -_diff(v),
+            n + 1,
+            2 * math.cos(math.pi / (2 * n + 2)),
+        ),
+        "periodic": (
+            lambda x: array_namespace(x).roll(x, -1) - x,
+            lambda v: array_namespace(v).roll(v, 1) - v,
+            n,
+            2 * math.sin(math.pi * (n // 2) / n),
+        ),
+    }[boundary]
     return LinearOperator(
         apply,
         adjoint,
@@ -885,24 +858,23 @@ def gradient(shape: tuple[int, ...], *, boundary: str = "free") -> LinearOperato
     shape = _as_shape(shape)
     as_choice(boundary, "boundary", ("free", "periodic"))
 
-    def last(axis: int) -> tuple:
-        return tuple(slice(-1, None) if a == axis else slice(None) for a in range(len(shape)))
+    axes = range(len(shape))
 
-    def forward(x: Array, axis: int) -> Array:
-        xp = array_namespace(x)
-        d = xp.roll(x, -1, axis=axis) - x
-        return d if boundary == "periodic" else d - _only(d, last(axis))
-
-    def backward(v: Array, axis: int) -> Array:
-        xp = array_namespace(v)
-        v = v if boundary == "periodic" else v - _only(v, last(axis))
-        return xp.roll(v, 1, axis=axis) - v
+    def inside(d: Array, axis: int) -> Array:
+        """Return d with 0 for the differences across the last edge, unless they wrap around."""
+        if boundary == "free":
+            d = d + 0.0  # a copy, to be overwritten
+            d[(slice(None),) * axis + (-1, ...)] = 0.0
+        return d
 
     def apply(x: Array) -> Array:
-        return array_namespace(x).stack([forward(x, axis) for axis in range(len(shape))])
+        xp = array_namespace(x)
+        return xp.stack([inside(xp.roll(x, -1, axis=k) - x, k) for k in axes])
 
     def adjoint(v: Array) -> Array:
-        return sum(backward(v[axis, ...], axis) for axis in range(len(shape)))
+        xp = array_namespace(v)
+        parts = (inside(v[k, ...], k) for k in axes)
+        return sum(xp.roll(part, 1, axis=k) - part for k, part in enumerate(parts))
 
     # Singular values add up over the dimensions: those of the free or periodic differences.
     squares = (_first_difference(n, boundary).exact_norm ** 2 for n in shape if n > 1)
@@ -915,13 +887,6 @@ def gradient(shape: tuple[int, ...], *, boundary: str = "free") -> LinearOperato
         shift_invariant=boundary == "periodic",
         exact_norm=math.sqrt(sum(squares)),
     )
-
-
-def _only(x: Array, where: tuple) -> Array:
-    """Return x on the slice ``where``, zero elsewhere, without writing into x."""
-    mask = zeros(x.shape, x)
-    mask[where] = 1.0
-    return mask * x
 
 
 def subsampling(mask: Array) -> LinearOperator:
@@ -937,24 +902,22 @@ def subsampling(mask: Array) -> LinearOperator:
     array([1., 0., 3.])
     """
     xp = namespace(mask)
-    if not xp.isdtype(mask.dtype, "bool"):
-        raise ValueError(f"mask must be boolean: got dtype {mask.dtype}")
+    require(xp.isdtype(mask.dtype, "bool"), f"mask must be boolean: got dtype {mask.dtype}")
     shape, flat = tuple(mask.shape), xp.reshape(mask, (-1,))
     index = xp.nonzero(flat)[0]
-    if index.shape[0] == 0:
-        raise ValueError("mask must keep at least one entry: got none")
+    kept = index.shape[0]
+    require(kept > 0, "mask must keep at least one entry: got none")
     # Place of each entry among the kept ones; entries that are left out read a zero at the end.
-    place = xp.where(flat, xp.cumulative_sum(xp.astype(flat, xp.int64)) - 1, index.shape[0])
-
-    def adjoint(v: Array) -> Array:
-        xp = namespace(v, mask)
-        return xp.reshape(xp.take(xp.concat([v, zeros((1,), v)]), place, axis=0), shape)
+    place = xp.where(flat, xp.cumulative_sum(xp.astype(flat, xp.int64)) - 1, kept)
 
     def apply(x: Array) -> Array:
-        xp = namespace(x, mask)
-        return xp.take(xp.reshape(x, (-1,)), index, axis=0)
+        return namespace(x, mask).take(xp.reshape(x, (-1,)), index, axis=0)
 
-    return LinearOperator(apply, adjoint, shape, (index.shape[0],), "subsampling", exact_norm=1.0)
+    def adjoint(v: Array) -> Array:
+        padded = namespace(v, mask).concat([v, zeros((1,), v)])
+        return xp.reshape(xp.take(padded, place, axis=0), shape)
+
+    return LinearOperator(apply, adjoint, shape, (kept,), "subsampling", exact_norm=1.0)
 
 
 def stack(*operators: LinearOperator) -> LinearOperator:
@@ -966,16 +929,14 @@ def stack(*operators: LinearOperator) -> LinearOperator:
     >>> stack(identity(2), difference(2)) @ np.array([1.0, 3.0])
     array([1., 3., 2.])
     """
-    if not operators:
-        raise ValueError("stack needs at least one operator: got none")
+    require(operators, "stack needs at least one operator: got none")
     for op in operators:
-        if not isinstance(op, LinearOperator):
-            raise ValueError(f"stack needs operators: got {type(op).__name__}")
-        if op.in_shape != operators[0].in_shape:
-            raise ValueError(
-                f"stacked operators need one input shape: expected {operators[0].in_shape}, "
-                f"got {op.in_shape}"
-            )
+        require(isinstance(op, LinearOperator), f"stack needs operators: got {type(op).__name__}")
+        require(
+            op.in_shape == operators[0].in_shape,
+            f"stacked operators need one input shape: expected {operators[0].in_shape}, "
+            f"got {op.in_shape}",
+        )
     sizes = [math.prod(op.out_shape) for op in operators]
     ends = list(np.cumsum(sizes))
 
@@ -988,13 +949,12 @@ def stack(*operators: LinearOperator) -> LinearOperator:
         parts = zip(operators, ends, sizes, strict=True)
         return sum(op.H @ xp.reshape(v[end - size : end], op.out_shape) for op, end, size in parts)
 
-    name = "stack of " + ", ".join(op.name for op in operators)
     return LinearOperator(
         apply,
         adjoint,
         operators[0].in_shape,
         (sum(sizes),),
-        name,
+        "stack of " + ", ".join(op.name for op in operators),
         _common_like(*operators),
     )
 
@@ -1035,8 +995,7 @@ def golub_kahan(A: LinearOperator, b: Array, k: int) -> tuple[list[Array], list[
     array([[0.72111],
            [0.49923]])
     """
-    A = as_operator(A)
-    b = as_real(b, "b", shape=A.out_shape)
+    A, b = _with_data(A, b, "b")
     k = as_count(k, "k", minimum=1)
     beta = to_float(norm(b))
     U, V, alphas, betas = [], [], [], []
@@ -1055,12 +1014,8 @@ def golub_kahan(A: LinearOperator, b: Array, k: int) -> tuple[list[Array], list[
         b = _orthogonalize(A @ V[-1], U)
         beta = to_float(norm(b))
         betas.append(beta)
-    B = np.zeros((len(U), len(V)))
-    for i, alpha in enumerate(alphas):
-        B[i, i] = alpha
-        if i + 1 < len(U):
-            B[i + 1, i] = betas[i]
-    return U, V, B
+    B = np.diag([*alphas, 0.0]) + np.diag(betas, -1)
+    return U, V, B[: len(U), : len(V)]
 
 
 def _orthogonalize(v: Array, basis: list[Array]) -> Array:

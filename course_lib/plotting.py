@@ -25,6 +25,7 @@ __all__ = [
     "INK",
     "figure",
     "pixels",
+    "plot_adaptation",
     "plot_amplification",
     "plot_coefficients",
     "plot_contact",
@@ -34,7 +35,10 @@ __all__ = [
     "plot_factors",
     "plot_gain",
     "plot_gaps",
+    "plot_hypergradient_errors",
     "plot_l_curve",
+    "plot_memory_time",
+    "plot_outer",
     "plot_picard",
     "plot_rates",
     "plot_ratios",
@@ -910,5 +914,158 @@ def plot_amplification(
         ax.axvline(mark, color=INK, linewidth=0.8, zorder=0)
     ax.set_xlabel(xlabel)
     ax.set_ylabel("amplification")
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_outer(
+    lams: Array,
+    losses: Mapping[str, Array],
+    *,
+    tangents: Sequence[tuple[float, float, float]] = (),
+    path: tuple[Array, Array] | None = None,
+    reach: float = 2.0,
+    xlabel: str = r"$\lambda$",
+    ylabel: str = "loss",
+    limits: tuple[float, float] | None = None,
+    ax: Any = None,
+) -> Any:
+    r"""Draw losses over a logarithmic λ, with tangents, and the way of an outer loop.
+
+    A derivative by :math:`\theta=\ln\lambda` is the slope of a straight line here. A ring marks
+    the smallest value of a loss that is larger at both ends.
+
+    Parameters
+    ----------
+    lams : array, shape (n,)
+    losses : dict
+        Label to array of shape (n,); three at most.
+    tangents : sequence of (λ, value, slope)
+        Slopes by ln λ: hypergradients.
+    path : pair of arrays, optional
+        λ and loss of the iterates of an outer loop.
+    reach : float
+        How far a tangent is drawn to each side, in units of ln λ.
+    limits : pair of floats, optional
+        Ends of the vertical axis.
+    """
+    ax, p = _axes(ax), _numpy(lams)
+    for (label, values), look in zip(losses.items(), _strokes(), strict=False):
+        v = _same_length(label, _numpy(values), "lams", p.size)
+        ax.semilogx(p, v, label=label, **look)
+        if not np.isclose(np.nanmin(v), v[[0, -1]], rtol=1e-9).any():
+            _mark_minimum(ax, p, v, look["color"])
+    if path is not None:
+        x, v = (_numpy(part) for part in path)
+        v = _same_length("the losses of the path", v, "its lams", x.size)
+        ax.plot(x, v, "D", color=COLORS[3], label="iterates")
+    look = {"color": INK, "marker": "o", "markevery": [1], "markersize": 7, "linewidth": 1.4}
+    for i, (lam, value, slope) in enumerate(tangents):
+        theta = np.array([-reach, 0.0, reach])
+        label = "_tangent" if i else "tangent"
+        ax.plot(lam * np.exp(theta), value + slope * theta, label=label, zorder=4, **look)
+    ax.set_xlim(p[0], p[-1])
+    ax.set_ylim(limits)
+    _plain_numbers(ax.xaxis)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_hypergradient_errors(
+    steps: Array,
+    errors: Mapping[str, Array],
+    *,
+    bounds: Mapping[str, Array] | None = None,
+    xlabel: str = "inner steps $K$",
+    ylabel: str = "error of the hypergradient",
+    ax: Any = None,
+) -> Any:
+    """Draw errors of hypergradients over the work spent on them, both logarithmic.
+
+    Parameters
+    ----------
+    steps : array, shape (n,)
+        Positive.
+    errors : dict
+        Label to array of shape (n,). Zeros have no place on the scale and are left out.
+    bounds : dict, optional
+        The same for bounds, drawn gray.
+    """
+    ax, k = _axes(ax), _numpy(steps)
+    for (label, values), look in zip(errors.items(), _strokes(), strict=False):
+        e = _same_length(label, _numpy(values), "steps", k.size)
+        ax.loglog(k, np.where(e > 0, e, np.nan), label=label, **look)
+    for (label, values), stroke in zip((bounds or {}).items(), cycle(_THIN), strict=False):
+        bound = _same_length(label, _numpy(values), "steps", k.size)
+        ax.loglog(k, bound, color=INK, linestyle=stroke, linewidth=1, label=label)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_adaptation(
+    grid: Array,
+    functions: Mapping[str, Array],
+    *,
+    support: tuple[Array, Array] | None = None,
+    truth: Array | None = None,
+    xlabel: str = "$x$",
+    ax: Any = None,
+) -> Any:
+    """Draw functions before and after adaptation, and the points that they were adapted to.
+
+    Parameters
+    ----------
+    grid : array, shape (n,)
+    functions : dict
+        Label to array of shape (n,); three at most.
+    support : pair of arrays, optional
+        Inputs and targets of the support set.
+    truth : array, shape (n,), optional
+        Drawn as a broad gray line.
+    """
+    ax = plot_signals(grid, functions, truth=truth, xlabel=xlabel, ax=ax)
+    if support is not None:
+        x, y = (_numpy(part).ravel() for part in support)
+        y = _same_length("the targets", y, "the inputs", x.size)
+        ax.plot(x, y, "o", color=COLORS[3], markersize=5.5, label="support", zorder=3)
+    _legend_row(ax)
+    return ax
+
+
+@_styled
+def plot_memory_time(
+    costs: Mapping[str, tuple[Array, Array]],
+    *,
+    xlabel: str = "states held at once",
+    ylabel: str = "forward steps for each step",
+    ax: Any = None,
+) -> Any:
+    """Draw the time of ways to differentiate a long chain over their memory, both logarithmic.
+
+    Parameters
+    ----------
+    costs : dict
+        Label to a pair: memory, time. Several numbers each (other numbers of checkpoints) are
+        joined by a line.
+    """
+    ax = _axes(ax)
+    for (label, pair), look, marker in zip(
+        costs.items(), _strokes(), cycle(_MARKERS), strict=False
+    ):
+        memory = _numpy(pair[0]).ravel()
+        time = _same_length(label, _numpy(pair[1]).ravel(), "its memory", memory.size)
+        if memory.size == 1:
+            look = {**look, "linestyle": "none", "markersize": 8}
+        ax.loglog(memory, time, marker=marker, label=label, **look)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _plain_numbers(ax.yaxis)
     _legend_row(ax)
     return ax

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,15 +28,24 @@ from .arrays import (
     detach,
     inner,
     norm,
+    require,
     to_float,
     to_numpy,
     zeros,
 )
 from .functionals import Functional, l1, least_squares
 from .functionals import elastic_net as elastic_net_functional
-from .iterate import Result, StoppingRule, residual_rule, run
+from .iterate import Result, StoppingRule, _tolerance, residual_rule, run
 from .linear import cg
-from .operators import LinearOperator, as_operator, gradient
+from .operators import (
+    LinearOperator,
+    _response,
+    _with_data,
+    as_operator,
+    diagonal,
+    gradient,
+    identity,
+)
 
 __all__ = [
     "admm",
@@ -140,11 +149,15 @@ class LassoState(NamedTuple):
 
 
 def _needs(functional: Functional, name: str, what: str) -> Callable:
-    if not isinstance(functional, Functional):
-        raise ValueError(f"{name} must be a functional: got {type(functional).__name__}")
+    require(
+        isinstance(functional, Functional),
+        f"{name} must be a functional: got {type(functional).__name__}",
+    )
     function = getattr(functional, what)
-    if function is None:
-        raise ValueError(f"{name} must have a {what}: {functional.name} has none in closed form")
+    require(
+        function is not None,
+        f"{name} must have a {what}: {functional.name} has none in closed form",
+    )
     return function
 
 
@@ -154,11 +167,11 @@ def _fits(function: Callable, name: str, x: Array, x_name: str, *step: float) ->
         shape = tuple(function(x, *step).shape)
     except ValueError as error:
         raise ValueError(f"{x_name} must fit {name}: {error}") from None
-    if shape != tuple(x.shape):
-        raise ValueError(
-            f"{x_name} must fit {name}: expected an array of shape {tuple(x.shape)} from it, "
-            f"got {shape}"
-        )
+    require(
+        shape == x.shape,
+        f"{x_name} must fit {name}: expected an array of shape {tuple(x.shape)} from it, "
+        f"got {shape}",
+    )
 
 
 def gradient_descent(f: Functional, x0: Array, *, step: float) -> Iterator[GradientState]:
@@ -347,17 +360,14 @@ def prox_gradient_rule(
     (array([1.5, 2. ]), True)
     """
     x0, step = _composite(f, R, x0, step)
-    rtol, atol = as_scalar(rtol, "rtol", minimum=0.0), as_scalar(atol, "atol", minimum=0.0)
-
-    def mapping(x: Array) -> float:
-        x = detach(x)
-        return to_float(norm(x - R.prox(x - step * f.gradient(x), step))) / step
 
     def measure(state: Any) -> float:
-        return mapping(state.x)
+        x = detach(state.x)
+        return to_float(norm(x - R.prox(x - step * f.gradient(x), step))) / step
 
-    scale = max(mapping(x0), to_float(norm(f.gradient(0.0 * x0))))
-    return StoppingRule(measure, measure, max(rtol * scale, atol), "gradient mapping")
+    start = measure(ProximalState(x0, x0, 1.0))
+    scale = max(start, to_float(norm(f.gradient(0.0 * x0))))
+    return StoppingRule(measure, measure, _tolerance(rtol, atol, scale), "gradient mapping")
 
 
 def _lasso_state(
@@ -413,10 +423,7 @@ def lasso_gap_rule(
     >>> result.x.round(6), result.converged
     (array([1.5, 2. ]), True)
     """
-    A = as_operator(A)
-    y = as_real(y, "y", shape=A.out_shape)
-    if A.like is not None:
-        check_alike(y, "y", A.like, A.name)
+    A, y = _with_data(A, y)
     lam, lam2 = as_scalar(lam, "lam", positive=True), as_scalar(lam2, "lam2", minimum=0.0)
     rtol = as_scalar(rtol, "rtol", minimum=0.0)
 
@@ -429,9 +436,7 @@ def lasso_gap_rule(
 
 def _relative(gap: float, primal: float) -> float:
     # An objective of 0 is reached: the gap is then rounding noise of 0.
-    if not math.isfinite(gap):
-        return math.inf
-    return gap / abs(primal) if primal else gap
+    return gap / (abs(primal) or 1.0) if math.isfinite(gap) else math.inf
 
 
 def gap_rule(K: Any, f: Functional, g: Functional, *, rtol: float = 1e-6) -> StoppingRule:
@@ -524,7 +529,8 @@ def pdhg(
     array([0.25, 0.25, 2.5 ])
     """
     K = as_operator(K)
-    x0, step = _start(x0, K), as_scalar(step, "step", positive=True)
+    x0 = as_real(x0, "x0", shape=K.in_shape, like=K.like)
+    step = as_scalar(step, "step", positive=True)
     sigma = as_scalar(dual_step, "dual_step", positive=True)
     _fits(_needs(f, "f", "prox"), "f", x0, "x0", step)
     _fits(_needs(g, "g", "prox"), "g", zeros(K.out_shape, x0), "K @ x0", 1 / sigma)
@@ -540,13 +546,6 @@ def pdhg(
             x_ext = 2 * x - x_old
 
     return iterate()
-
-
-def _start(x0: Array, K: LinearOperator) -> Array:
-    x0 = as_real(x0, "x0", shape=K.in_shape)
-    if K.like is not None:
-        check_alike(x0, "x0", K.like, K.name)
-    return x0
 
 
 def least_squares_step(A: Any, y: Array, K: Any) -> Callable[[Array, float], Array]:
@@ -567,39 +566,37 @@ def least_squares_step(A: Any, y: Array, K: Any) -> Callable[[Array, float], Arr
     >>> solve(np.array([0.0, 1.0]), 1.0)
     array([0.5, 0.6])
     """
-    A, K = as_operator(A), as_operator(K)
-    y = as_real(y, "y", shape=A.out_shape)
-    if A.in_shape != K.in_shape:
-        raise ValueError(f"K must act on x: expected input shape {A.in_shape}, got {K.in_shape}")
-    for op in (A, K):
-        if op.like is not None:
-            check_alike(y, "y", op.like, op.name)
+    A, y = _with_data(A, y)
+    K = as_operator(K)
+    require(
+        A.in_shape == K.in_shape,
+        f"K must act on x: expected input shape {A.in_shape}, got {K.in_shape}",
+    )
+    check_alike(y, "y", K.like, K.name)
     K = replace(K, like=y)  # a v of another kind is refused and not promoted
     M, N, Aty = A.to_dense(like=y), K.to_dense(like=y), A.H @ y
-    xp, cache = array_namespace(y), {}
+    xp = array_namespace(y)
     noise = M.shape[1] * float(xp.finfo(y.dtype).eps)
+
+    @lru_cache(maxsize=1)
+    def decomposed(rho: float) -> tuple[Array, Array, Array]:
+        H = M.T @ M + rho * (N.T @ N)
+        values, Q = xp.linalg.eigh(detach(H))
+        require(
+            to_float(values[0]) > noise * to_float(values[-1]),
+            "the x-step must be unique: expected null spaces of A and K that meet only in 0, "
+            "got a matrix that is singular in this precision",
+        )
+        return H, values, Q
 
     def solve(v: Array, rho: float) -> Array:
         b = xp.reshape(Aty + rho * (K.H @ v), (-1,))
-        if rho not in cache:
-            H = M.T @ M + rho * (N.T @ N)
-            values, Q = xp.linalg.eigh(detach(H))
-            if not to_float(values[0]) > noise * to_float(values[-1]):
-                raise ValueError(
-                    "the x-step must be unique: expected null spaces of A and K that meet only in "
-                    "0, got a matrix that is singular in this precision"
-                )
-            cache.clear()
-            cache[rho] = H, values, Q
-        H, values, Q = cache[rho]
-        x = xp.linalg.solve(H, b) if _requires_grad(H) else Q @ ((Q.T @ b) / values)
+        H, values, Q = decomposed(rho)
+        taped = getattr(H, "requires_grad", False)
+        x = xp.linalg.solve(H, b) if taped else Q @ ((Q.T @ b) / values)
         return xp.reshape(x, A.in_shape)
 
     return solve
-
-
-def _requires_grad(x: Array) -> bool:
-    return getattr(x, "requires_grad", False)
 
 
 def admm(
@@ -662,13 +659,12 @@ def admm(
     >>> run(states, stop=admm_rule(K, rtol=1e-8), max_iter=1000).x.round(6)
     array([1.5, 2. ])
     """
-    if not callable(solve):
-        raise ValueError(f"solve must be callable: got {type(solve).__name__}")
+    require(callable(solve), f"solve must be callable: got {type(solve).__name__}")
     K = as_operator(K)
-    x0, rho = _start(x0, K), as_scalar(rho, "rho", positive=True)
+    x0 = as_real(x0, "x0", shape=K.in_shape, like=K.like)
+    rho = as_scalar(rho, "rho", positive=True)
     alpha = as_scalar(relaxation, "relaxation", positive=True)
-    if alpha >= 2:
-        raise ValueError(f"relaxation must be below 2: got {alpha}")
+    require(alpha < 2, f"relaxation must be below 2: got {alpha}")
     _fits(_needs(g, "g", "prox"), "g", zeros(K.out_shape, x0), "K @ x0", 1 / rho)
 
     def iterate():
@@ -726,8 +722,6 @@ def admm_rule(K: Any, *, rtol: float = 1e-6, atol: float = 0.0) -> StoppingRule:
         return to_float(norm(x))
 
     def quotient(state: ADMMState, Kx: Array) -> float:
-        if state.v is None:
-            return math.inf
         z, nu, rho = state.z, state.nu, state.rho
         noise = 10 * float(array_namespace(z).finfo(z.dtype).eps) * (size(z) + size(nu))
         small = max(rtol * max(size(Kx), size(z)), noise, atol, sys.float_info.min)
@@ -826,54 +820,15 @@ def _two_phases(
     R = lam * l1() if lam2 == 0 else elastic_net_functional(lam, lam2)
     *_, last = islice(fista(least_squares(A, y), R, state.x, step=step, restart=True), 101)
     state = _lasso_state(A, y, lam, lam2, last.x)
-    xp, mask = array_namespace(y), asarray_like(state.support, y)
-
-    def normal(v: Array) -> Array:
-        return mask * (A.H @ (A @ v)) + lam2 * v
-
-    H = LinearOperator(normal, normal, A.in_shape, A.in_shape, like=A.like)
-    g = mask * (state.c - lam * xp.sign(state.x))
+    xp, on_support = array_namespace(y), diagonal(asarray_like(state.support, y))
+    H = on_support @ A.H @ A + lam2 * identity(A.in_shape)
+    g = on_support @ (state.c - lam * xp.sign(state.x))
     stop = residual_rule(H, g, rtol=float(xp.finfo(y.dtype).eps) ** 0.5)
     d = detach(run(cg(H, g), stop=stop, max_iter=100).x)
     # The iterates of conjugate gradients have <d, Hd> = <d, g>.
     a = max(to_float(inner(d, g)), np.finfo(float).tiny)
     x = _line_search(to_numpy(state.x).ravel(), to_numpy(d).ravel(), a, lam)[1]
     return _lasso_state(A, y, lam, lam2, asarray_like(np.reshape(x, A.in_shape), y))
-
-
-def _lasso_solve(
-    A: Any, y: Array, lam: float, lam2: float, x0: Array | None, rtol: float | None, max_iter: int
-) -> Result:
-    A = as_operator(A)
-    y = detach(as_real(y, "y", shape=A.out_shape))
-    if A.like is not None:
-        check_alike(y, "y", A.like, A.name)
-    start = zeros(A.in_shape, y) if x0 is None else as_real(x0, "x0", shape=A.in_shape)
-    check_alike(start, "x0", y, "y")
-    if rtol is None:
-        rtol = 1e-10 if y.dtype == array_namespace(y).float64 else 1e-5
-    rule = lasso_gap_rule(A, y, lam, lam2=lam2, rtol=rtol)
-    rule = replace(rule, measure=lambda state: _relative(state.gap, state.objective))
-    if A.matrix is not None or math.prod(A.in_shape) * math.prod(A.out_shape) <= 2**22:
-        improve = partial(_working_set, A, detach(A.to_dense(like=y)), y, lam, lam2)
-    else:
-        square = (1.01 * A.norm(like=y)) ** 2 + lam2
-        improve = partial(_two_phases, A, 1 / square if square else 1.0, y, lam, lam2)
-
-    def iterate():
-        r = y if x0 is None else None
-        state, gap, objective = _lasso_state(A, y, lam, lam2, start, r), math.inf, math.inf
-        while True:
-            yield state
-            gap, objective = min(gap, state.gap), min(objective, state.objective)
-            relative, state = _relative(state.gap, state.objective), improve(state)
-            if not (state.gap < gap or state.objective < objective):
-                return (
-                    "stagnated: neither the objective nor the duality gap, "
-                    f"{relative:.3e} of it, falls any more"
-                )
-
-    return run(iterate(), stop=rule, max_iter=max_iter)
 
 
 def lasso(
@@ -943,7 +898,8 @@ def lasso(
     >>> result.state.support, result.state.gap < 1e-12
     (array([ True,  True]), True)
     """
-    return _lasso_solve(A, y, as_scalar(lam, "lam", positive=True), 0.0, x0, rtol, max_iter)
+    lam1 = as_scalar(lam, "lam", positive=True)
+    return elastic_net(A, y, lam1, 0.0, x0, rtol=rtol, max_iter=max_iter)
 
 
 def elastic_net(
@@ -1002,9 +958,35 @@ def elastic_net(
     >>> elastic_net(A, y, 1.0, 2.0).x.round(6)
     array([0.5, 0.5])
     """
-    lam1 = as_scalar(lam1, "lam1", positive=True)
-    lam2 = as_scalar(lam2, "lam2", minimum=0.0)
-    return _lasso_solve(A, y, lam1, lam2, x0, rtol, max_iter)
+    lam, lam2 = as_scalar(lam1, "lam1", positive=True), as_scalar(lam2, "lam2", minimum=0.0)
+    A, y = _with_data(A, detach(y))
+    start = zeros(A.in_shape, y) if x0 is None else as_real(x0, "x0", shape=A.in_shape, like=y)
+    if rtol is None:
+        rtol = 1e-10 if y.dtype == array_namespace(y).float64 else 1e-5
+    rule = replace(
+        lasso_gap_rule(A, y, lam, lam2=lam2, rtol=rtol),
+        measure=lambda state: _relative(state.gap, state.objective),
+    )
+    if A.matrix is not None or math.prod(A.in_shape) * math.prod(A.out_shape) <= 2**22:
+        improve = partial(_working_set, A, detach(A.to_dense(like=y)), y, lam, lam2)
+    else:
+        square = (1.01 * A.norm(like=y)) ** 2 + lam2
+        improve = partial(_two_phases, A, 1 / square if square else 1.0, y, lam, lam2)
+
+    def iterate():
+        state = _lasso_state(A, y, lam, lam2, start, y if x0 is None else None)
+        gap = objective = math.inf
+        while True:
+            yield state
+            gap, objective = min(gap, state.gap), min(objective, state.objective)
+            relative, state = _relative(state.gap, state.objective), improve(state)
+            if not (state.gap < gap or state.objective < objective):
+                return (
+                    "stagnated: neither the objective nor the duality gap, "
+                    f"{relative:.3e} of it, falls any more"
+                )
+
+    return run(iterate(), stop=rule, max_iter=max_iter)
 
 
 # Total variation.
@@ -1201,9 +1183,7 @@ def _x_step(A: LinearOperator, y: Array, K: LinearOperator, x: Array) -> Callabl
 
     if not A.shift_invariant:
         return by_cg
-    unit = zeros(A.in_shape, y)
-    unit[(0,) * unit.ndim] = 1.0
-    h, k = (xp.real(xp.fft.rfftn(B @ unit, axes=axes)) for B in (AtA, KtK))
+    h, k = (xp.real(xp.fft.rfftn(_response(B, y), axes=axes)) for B in (AtA, KtK))
     return by_fourier
 
 
@@ -1270,15 +1250,12 @@ def tv_deblur(
     >>> tv_deblur(A, A @ x, 0.1, rtol=1e-6).x.round(3)
     array([0.067, 0.067, 0.067, 3.933, 3.933, 3.933])
     """
-    A = as_operator(A)
-    y, lam = as_real(y, "y", shape=A.out_shape), as_scalar(lam, "lam", positive=True)
-    if A.like is not None:
-        check_alike(y, "y", A.like, A.name)
+    A, y = _with_data(A, y)
+    lam, rtol = as_scalar(lam, "lam", positive=True), as_scalar(rtol, "rtol", minimum=0.0)
     xp, ones = array_namespace(y), zeros(A.in_shape, y) + 1.0
     A1 = A @ ones
     gain = to_float(inner(A1, A1))
-    if not gain > 0:
-        raise ValueError("A must not vanish on constants: expected A @ 1 other than 0, got 0")
+    require(gain > 0, "A must not vanish on constants: expected A @ 1 other than 0, got 0")
     K = gradient(A.in_shape, boundary="periodic" if A.shift_invariant else "free")
     # The gradient of i + j: 1 inside, 0 across the edge.
     inside = gradient(A.in_shape) @ sum(xp.cumulative_sum(ones, axis=k) for k in range(ones.ndim))
@@ -1288,7 +1265,7 @@ def tv_deblur(
         return u - radius * _into_unit_ball(inside / radius * u, isotropic)
 
     tv = Functional(lambda z: lam * xp.sum(xp.sqrt(_squares(inside * z, isotropic))), prox=prox)
-    rtol, x0 = as_scalar(rtol, "rtol", minimum=0.0), inner(A1, y) / gain * ones
+    x0 = inner(A1, y) / gain * ones
     contrast = to_float(norm(y - A @ x0)) / math.sqrt(gain)
     # A threshold λ/ρ of a third of the contrast of x is good over a wide range.
     rho = 3 * lam / (contrast or 1.0)

@@ -335,7 +335,7 @@ def test_judge_of_the_fixed_point(radius):
 def test_judge_of_the_meta_gradient():
     pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    w = learned.meta.Network(learned.WIDTHS, "tanh").start(0)
+    w = learned.meta.Network(learned.WIDTHS).start(0)
     data = learned.problems.sinusoids(2, 3)
     sets = data.x_support, data.y_support, data.x_query, data.y_query
     moments = np.stack([np.zeros(w.size), np.ones(w.size)])

@@ -98,9 +98,9 @@ def test_the_table_can_be_read():
     ("wrong", "verdict", "words"),
     [
         (-ridge_gradient(THETA), "wrong sign", "'way' is minus the gradient"),
-        (2 * ridge_gradient(THETA), "is 2 times the gradient", "'way' is 2 times the gradient"),
-        (ridge_gradient(THETA) / 2, "is 0.5 times the gradient", "0.5 times"),
-        (1.7 * ridge_gradient(THETA), "is 1.7 times the gradient", "1.7 times"),
+        (2 * ridge_gradient(THETA), "twice", "'way' is 2 times the gradient"),
+        (ridge_gradient(THETA) / 2, "half", "0.5 times"),
+        (1.7 * ridge_gradient(THETA), "differs", "differs from the finite"),
         (ridge_gradient(THETA) / np.exp(THETA), "factor lambda", "the factor lambda is missing"),
         (0 * THETA, "lost", "theta is lost on the way"),
         (ridge_gradient(THETA) + 1e-4 * np.eye(6)[2], "differs", "differs from the finite"),
@@ -123,7 +123,7 @@ def test_mistakes_are_called_by_name(wrong, verdict, words, directions):
 
 @pytest.mark.parametrize(
     ("factor", "verdict"),
-    [(-1, "wrong sign"), (2, "is 2 times the gradient"), (0.5, "is 0.5 times the gradient")],
+    [(-1, "wrong sign"), (2, "twice"), (0.5, "half")],
 )
 def test_one_parameter_shows_simple_factors_only(factor, verdict):
     """Every wrong number is a multiple of the right one."""
@@ -143,15 +143,11 @@ def test_one_parameter_shows_simple_factors_only(factor, verdict):
 @pytest.mark.parametrize("steps", [1, 20])
 def test_truncated_gradient_is_right_for_the_truncated_objective_only(steps):
     ways = {"implicit": ridge_gradient, "unrolled": lambda theta: unrolled(theta, steps)}
-    short = lambda theta: outer(descend(theta, steps)[0])  # noqa: E731
-    result = checks.gradients(ridge, THETA, ways, truncated=short)
-    assert result.verdicts == {"implicit": "agrees", "unrolled": "truncated"}
-    assert "exact for the truncated objective, not for J" in result.message
-    # Without the objective there is no such name. From 0, the first step does not see theta.
-    alone = checks.gradients(ridge, THETA, ways).verdicts["unrolled"]
-    assert alone == ("lost" if steps == 1 else "differs")
+    # From 0, the first step does not see theta.
+    found = checks.gradients(ridge, THETA, ways).verdicts
+    assert found == {"implicit": "agrees", "unrolled": "lost" if steps == 1 else "differs"}
     # And the other way round (E-67): for the truncated objective, the unrolled one is exact.
-    turned = checks.gradients(short, THETA, ways)
+    turned = checks.gradients(lambda theta: outer(descend(theta, steps)[0]), THETA, ways)
     assert turned.verdicts["unrolled"] == "agrees"
     assert turned.verdicts["implicit"] != "agrees"
 
@@ -230,13 +226,11 @@ def test_the_curve_is_a_v_and_its_bottom_is_found():
 
 
 def test_two_differences_that_agree_by_chance_are_no_bottom():
-    """(sin h - sin(-h)) / (2h) is 0 at both h = 2 pi and h = pi; the derivative is 1."""
-    steps = np.array([2 * np.pi, np.pi, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
-    result = checks.gradients(
-        lambda x: float(np.sin(x[0])), np.zeros(1), {"1": np.ones(1)}, steps=steps
-    )
+    """Beyond 0.02 the differences are 0, at two steps; the derivative is 1."""
+    J = lambda x: float(x[0]) if abs(x[0]) < 0.02 else 0.0  # noqa: E731
+    result = checks.gradients(J, np.zeros(1), {"1": np.ones(1)})
     assert result
-    assert result.steps[result.best] <= 1e-3
+    assert result.steps[result.best] <= 1e-2
 
 
 def test_a_stationary_point_and_steps_too_large_are_no_proof():
@@ -245,16 +239,19 @@ def test_a_stationary_point_and_steps_too_large_are_no_proof():
     result = checks.gradients(J, np.zeros(2), ways)
     # All differences are 0 by symmetry, and so is the way.
     assert result.verdicts["right"] == "agrees"
-    result = checks.gradients(J, np.ones(2), ways, steps=np.array([2.0, 1.5, 1.0]))
+    result = checks.gradients(J, np.full(2, 1e9), ways)
     assert not result
-    assert "try other steps, and a point that is not stationary" in result.message
+    assert "the differences are good to" in result.message
+    result = checks.gradients(J, np.full(2, 1e-3), ways)
+    assert not result
+    assert "try a point that is not stationary" in result.message
 
 
 def test_infinite_values_at_large_steps_do_no_harm():
-    J = lambda x: float(np.log(x[0])) if x[0] > 0 else np.nan  # noqa: E731
-    ways, theta = {"right": lambda x: 1 / x}, np.array([1e-3])
-    assert checks.gradients(J, theta, ways, steps=10.0 ** -np.arange(1.0, 9.0))
-    result = checks.gradients(lambda x: np.nan, theta, ways)
+    J = lambda x: float(np.log(x[0]) + x[1]) if x[0] > 0 else np.nan  # noqa: E731
+    ways = {"right": lambda x: np.array([1 / x[0], 1.0])}
+    assert checks.gradients(J, np.array([1e-2, 1.0]), ways)
+    result = checks.gradients(lambda x: np.nan, np.ones(2), ways)
     assert not result
     assert "J is NaN or infinite near theta" in result.message
 
@@ -297,12 +294,11 @@ def test_a_transposed_adjoint_is_noticed():
     assert result.verdicts == {
         "adjoint": "agrees",
         "plain": "not transposed",
-        "plus": "adjoint sign",
+        "plus": "differs",
         "direct": "first order",
         "adjoint formula": "agrees",
     }
     assert "'plain' solves F_x psi = v: the adjoint equation needs the transpose" in result.message
-    assert "'plus' has the adjoint term with the wrong sign" in result.message
     assert "'direct' lacks the second-order term" in result.message
     # Operators are taken as well as matrices. Without the pieces there is no name for it.
     pieces = (matrix(F_X), matrix(F_THETA), V)
@@ -474,10 +470,6 @@ def test_an_objective_that_is_no_number():
     [
         ({"ways": {}}, "ways must be gradients by name: expected a dict"),
         ({"ways": np.ones(3)}, "ways must be gradients by name: expected a dict"),
-        ({"steps": np.array([0.1, 0.01])}, "steps must be positive and fall: .* three"),
-        ({"steps": np.array([0.1, 0.01, 0.02])}, "steps must be positive and fall"),
-        ({"steps": np.array([0.1, 0.01, 0.0])}, "steps must be positive and fall"),
-        ({"steps": [0.1, 0.01, 0.001]}, "steps must be an array"),
         ({"linear": (np.eye(3), np.eye(3), np.ones(2))}, "F_x has the wrong shape"),
         ({"linear": (np.eye(3), np.ones((3, 2)), np.ones(3))}, "F_theta has the wrong shape"),
         ({"linear": (np.eye(3), np.eye(3), np.ones(3, dtype=np.float32))}, "v and theta must have"),

@@ -524,7 +524,7 @@ def test_factors_of_numpy_and_torch(torch):
             lambda: least_squares(None, np.ones(2), weights=np.array([1.0, 0.0])),
             "weights must be positive: expected numbers > 0",
         ),
-        (lambda: total_variation((2, 2))(np.ones(4)), r"expected shape \(2, 2\), got \(4,\)"),
+        (lambda: total_variation((2, 2))(np.ones(4)), r"expected \(2, 2\), got \(4,\)"),
     ],
 )
 def test_refusals(make, words):

@@ -800,10 +800,10 @@ def test_solve_changes_nothing(rng, torch):
 @pytest.mark.parametrize(
     ("A", "b", "options", "words"),
     [
-        (np.ones((3, 2)), np.ones(3), {}, "square operator"),
-        (np.eye(3), np.ones(2), {}, "square operator"),
-        (np.eye(3), [1.0, 1.0, 1.0], {}, "b must be an array"),
-        (np.eye(3), np.full(3, np.nan), {}, "b must be finite"),
+        (np.ones((3, 2)), np.ones(3), {}, "A must be square"),
+        (np.eye(3), np.ones(2), {}, "the data has the wrong shape"),
+        (np.eye(3), [1.0, 1.0, 1.0], {}, "the data must be an array"),
+        (np.eye(3), np.full(3, np.nan), {}, "the data must be finite"),
         (np.eye(3), np.ones(3, dtype=np.float16), {}, "single or double"),
         (np.eye(3), np.ones(3, dtype=np.float32), {}, "one dtype"),
         (np.full((3, 3), np.inf), np.ones(3), {}, "must be finite"),

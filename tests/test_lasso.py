@@ -646,7 +646,7 @@ def test_arguments_are_refused_in_words():
         elastic_net(A, y, 1.0, -1e-9)
     with pytest.raises(ValueError, match="x0 has the wrong shape"):
         lasso(A, y, 1.0, np.ones(5))
-    with pytest.raises(ValueError, match="x0 and y must have one dtype"):
+    with pytest.raises(ValueError, match="x0 and the operator must have one dtype"):
         lasso(A, y, 1.0, np.ones(6, dtype=np.float32))
 
 

@@ -57,10 +57,9 @@ def nonlinear(seed: int, n: int = 4) -> meta.Task:
 
 NETS = {
     "relu": meta.Network((1, 7, 5, 1)),
-    "tanh": meta.Network((1, 7, 5, 1), "tanh"),
-    "deep": meta.Network((1, 4, 3, 4, 1), "tanh"),
+    "deep": meta.Network((1, 4, 3, 4, 1)),
     "linear": meta.Network((1, 1)),
-    "classes": meta.Network((1, 6, 3), "tanh", "cross_entropy"),
+    "classes": meta.Network((1, 6, 3), "cross_entropy"),
 }
 
 
@@ -96,7 +95,7 @@ def torch_risk(net: meta.Network):
             M = w[start : start + m * n].reshape(m, n)
             a, start = torch.nn.functional.linear(a, M[:-1].T, M[-1]), start + m * n
             if layer < len(net.shapes) - 1:
-                a = getattr(torch, net.activation)(a)
+                a = torch.relu(a)
         if net.loss == "squared":
             return torch.nn.functional.mse_loss(a, y) * y.shape[-1]
         return torch.nn.functional.cross_entropy(a, y)
@@ -227,7 +226,7 @@ def test_maml_by_differences(steps, kind, broken):
         np.testing.assert_array_equal(found.weights[adapt == 0], theta[adapt == 0])
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "classes"])
+@pytest.mark.parametrize("name", ["relu", "deep", "classes"])
 @pytest.mark.parametrize("options", [{}, {"order": "first"}, {"adapt": 1}, {"step": 1}])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_four_ways_to_the_same_meta_gradient(name, options, steps, torch):
@@ -319,8 +318,6 @@ def test_bad_tasks_and_networks():
     for widths, words in (((3,), "widths"), ([1, 2], "widths"), ((1, 0, 2), "each of widths")):
         with pytest.raises(ValueError, match=words):
             meta.Network(widths)
-    with pytest.raises(ValueError, match="activation must be one of relu, tanh"):
-        meta.Network((1, 2), "sigmoid")
     with pytest.raises(ValueError, match="loss must be one of squared, cross_entropy"):
         meta.Network((1, 2), loss="hinge")
     net = meta.Network((2, 3, 1))
@@ -390,7 +387,7 @@ def test_imaml_over_libraries(like):
 
 
 def test_imaml_of_a_stack_of_networks():
-    net = meta.Network((1, 4, 1), "tanh")
+    net = meta.Network((1, 3), "cross_entropy")
     data, theta = few_shot(net), net.start(2)
     found = meta.imaml(net.task(data), theta, rho=3.0, rtol=1e-11)
     assert found.converged, found.reason

@@ -90,6 +90,7 @@ def test_colours_differ_without_one_kind_of_cone(deficiency):
 
 T = np.linspace(0.01, 1, 50)
 CURVES = {"one": T, "two": T**2, "three": 1 - 0.5 * T, "four": np.sqrt(T)}
+THREE = dict(list(CURVES.items())[:3])
 DRAWERS = {
     "plot_signals": lambda **o: plotting.plot_signals(T, CURVES, truth=T, data=T, **o),
     "plot_picard": lambda **o: plotting.plot_picard(T[::-1], T, noise_std=0.1, **o),
@@ -117,6 +118,18 @@ DRAWERS = {
         np.eye(2), np.array([2.0, 1.0]), np.array([1.0, 0.0]), power=1, **o
     ),
     "plot_coefficients": lambda **o: plotting.plot_coefficients(CURVES, truth=T, **o),
+    "plot_outer": lambda **o: plotting.plot_outer(
+        T, THREE, tangents=[(0.1, 0.5, 1.0), (0.5, 0.2, -1.0)], path=(T[::9], T[::9]), **o
+    ),
+    "plot_hypergradient_errors": lambda **o: plotting.plot_hypergradient_errors(
+        T, CURVES, bounds={"bound": T}, **o
+    ),
+    "plot_adaptation": lambda **o: plotting.plot_adaptation(
+        T, THREE, support=(T[::9], T[::9]), truth=T, **o
+    ),
+    "plot_memory_time": lambda **o: plotting.plot_memory_time(
+        {"one": (T, 1 / T), "two": ([0.5], [1.0])}, **o
+    ),
 }
 
 
@@ -272,6 +285,16 @@ def test_takes_tensors(torch):
         (lambda: plotting.plot_error(T, {"e": T[1:]}), "e must match the parameter"),
         (lambda: plotting.plot_rates(T, {"e": T[1:]}), "e must match delta"),
         (lambda: plotting.plot_valleys({"e": (T, T[1:])}), "e must match its parameter"),
+        (lambda: plotting.plot_outer(T, {"J": T[1:]}), "J must match lams"),
+        (lambda: plotting.plot_outer(T, {}, path=(T, T[1:])), "losses of the path must match"),
+        (lambda: plotting.plot_hypergradient_errors(T, {"e": T[1:]}), "e must match steps"),
+        (
+            lambda: plotting.plot_hypergradient_errors(T, {}, bounds={"b": T[1:]}),
+            "b must match steps",
+        ),
+        (lambda: plotting.plot_adaptation(T, {"f": T[1:]}), "f must match grid"),
+        (lambda: plotting.plot_adaptation(T, {}, support=(T, T[1:])), "targets must match"),
+        (lambda: plotting.plot_memory_time({"e": (T, T[1:])}), "e must match its memory"),
         (lambda: plotting.show_pictures({}), "must not be empty"),
         (lambda: plotting.show_pictures({"p": T}), "picture 'p' must have two dimensions"),
         (lambda: plotting.show_pictures({"p": np.eye(3)}, axes=[]), "too few axes"),
@@ -313,3 +336,66 @@ def test_coefficients_leave_zeros_out_and_the_truth_sets_the_scale():
     np.testing.assert_array_equal(truth.get_ydata(), [2.0, 0.1, 1.0])
     np.testing.assert_array_equal(kept.get_ydata(), [3.0, np.nan, 1e-9])
     assert ax.get_ylim()[0] == pytest.approx(0.01)
+
+
+def test_a_tangent_is_a_straight_line_over_the_logarithm():
+    """Its slope is that by ln λ; with it the line touches the loss."""
+    lams = np.geomspace(1e-3, 1e3, 241)
+    loss = np.log(lams) ** 2
+    lam = np.exp(1.5)
+    ax = plotting.plot_outer(
+        lams,
+        {"J": loss, "rising": lams, "flat": 1 + 0 * lams},
+        tangents=[(lam, 2.25, 3.0)],
+        path=([10.0], [5.3]),
+    )
+    (tangent,) = (line for line in ax.get_lines() if line.get_label() == "tangent")
+    x, y = tangent.get_data()
+    np.testing.assert_allclose(np.diff(y) / np.diff(np.log(x)), 3.0)
+    assert (y <= np.log(x) ** 2 + 1e-12).all()
+    assert y[1] == pytest.approx(np.log(x[1]) ** 2)
+    assert x[tangent.get_markevery()] == pytest.approx([lam])
+    # A ring in the valley, none at the end of a loss that only rises or on a flat one.
+    rings = [line for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
+    assert [ring.get_xdata()[0] for ring in rings] == pytest.approx([1.0])
+    (path,) = (line for line in ax.get_lines() if line.get_label() == "iterates")
+    assert path.get_linestyle() == "None"
+
+
+def test_errors_of_hypergradients_leave_zeros_out():
+    ax = plotting.plot_hypergradient_errors(
+        [1, 10, 100], {"e": [1.0, 0.1, 0.0]}, bounds={"b": [2.0, 1.0, 0.5]}
+    )
+    error, bound = ax.get_lines()
+    np.testing.assert_array_equal(error.get_ydata(), [1.0, 0.1, np.nan])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert bound.get_color() == plotting.INK
+    assert error.get_color() != plotting.INK
+
+
+def test_adaptation_shows_the_support_as_points():
+    ax = plotting.plot_adaptation(
+        T, {"before": T, "after": T**2}, support=(T[::7, None], T[::7, None]), truth=T
+    )
+    truth, before, after, support = ax.get_lines()
+    assert support.get_linestyle() == "None"
+    np.testing.assert_array_equal(support.get_xdata(), T[::7])
+    assert len({line.get_color() for line in (truth, before, after, support)}) == 4
+
+
+def test_memory_and_time_of_checkpoints():
+    """Fewer states cost more time: the curve falls, and storing all is its right end."""
+    from course_lib.meta import checkpoint_cost
+
+    slots = [2, 5, 10, 100, 1000]
+    costs = [checkpoint_cost(1000, slots=s) for s in slots]
+    ax = plotting.plot_memory_time(
+        {
+            "binomial": (slots, [cost.forwards / 1000 for cost in costs]),
+            "store all": (1000, 1.0),
+        }
+    )
+    curve, point = ax.get_lines()
+    assert (np.diff(curve.get_ydata()) < 0).all()
+    assert (curve.get_xdata()[-1], curve.get_ydata()[-1]) == (1000, 1.0)
+    assert point.get_markersize() > curve.get_markersize()

@@ -109,8 +109,7 @@ def lasso_hypergradient_rows(
     operator, theta = operators.matrix(A), np.asarray(np.log(lam))
 
     def ours() -> float:
-        signs, psi, _ = bilevel._on_support(operator, y, found, lam, 0.0, known)
-        return -lam * float(signs @ psi)
+        return float(bilevel._on_support(operator, y, found, lam, 0.0, known).gradient[0])
 
     problem = Problem(SquaredLoss(), L1(), A, y)
     solved = SolverResult(found.x, np.flatnonzero(found.x).astype(np.int32), 0.0, 0)
