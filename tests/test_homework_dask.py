@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import hostile
@@ -152,11 +153,17 @@ def course(*words: str) -> subprocess.Popen:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "course_lib.homework.cli", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    graders.append(
-        subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT)
-    )  # fmt: skip
-    return graders[-1]
+    grader = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C also where a shell started the tests in the background, which ignores it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    graders.append(grader)
+    return grader
 
 
 def until_line(grader: subprocess.Popen, start: str) -> str:

@@ -152,7 +152,7 @@ def summary(out: Path, counts: Counter[str], level: str, seconds: float) -> str:
     ]
     for assignment in sorted({row["assignment"] for row in table}):
         marks = [(s, p, m) for (s, a), (p, m) in sums.items() if a == assignment]
-        lines.append(f"{assignment}: {len(marks)} submissions, {number_text(marks[0][2])} points")
+        lines.append(f"{assignment}: submissions {len(marks)}, points {number_text(marks[0][2])}")
         lines += _distribution([points / most if most else 0.0 for _, points, most in marks])
         lines += _hardest([row for row in table if row["assignment"] == assignment])
     look = [row for row in table if row["status"] in ("timeout", "crashed", "rejected")]
@@ -163,7 +163,7 @@ def summary(out: Path, counts: Counter[str], level: str, seconds: float) -> str:
         lines += [f"  and {len(seen) - 20} more"] if len(seen) > 20 else []
     waiting = sum(row["status"] == "needs_manual" for row in table)
     if waiting:
-        lines.append(f"{waiting} answers wait for a mark by hand: course mark --out {out}")
+        lines.append(f"Answers that wait for a mark by hand: {waiting}. course mark --out {out}")
     lines.append(f"Gradebook: {out / 'gradebook.csv'}")
     return "\n".join(lines)
 

@@ -173,7 +173,8 @@ def remarks(out: str | Path, form: str) -> list[str]:
     """What a teacher has to know before the marks are handed on."""
     table = rows(out)
     waiting = sum(row["status"] == "needs_manual" for row in table)
-    found = [f"{waiting} answers wait for a mark by hand; they count 0 so far."] if waiting else []
+    found = [f"answers that wait for a mark by hand, and count 0 so far: {waiting}."]
+    found = found if waiting else []
     for student in sorted({row["student"] for row in table if form in ("canvas", "moodle")}):
         if is_formula(student):
             found.append(f"{student}: left out, a spreadsheet would take the name for a formula.")

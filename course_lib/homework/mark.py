@@ -58,7 +58,7 @@ def mark_from_csv(out: str | Path, path: str | Path) -> str:
         raise HomeworkError("\n".join([f"{path}: nothing was entered.", *problems]))
     for record, question, entry in marks:
         _enter(out, record, question, entry)
-    return f"{len(marks)} marks entered. {_left(out)}"
+    return f"Marks entered: {len(marks)}. {_left(out)}"
 
 
 def _mark(line: dict[str, Any], records: dict) -> tuple[dict, str, dict[str, Any]]:
@@ -115,7 +115,7 @@ def _enter(out: Path, record: dict, question: str, entry: dict[str, Any]) -> Non
 def _left(out: Path) -> str:
     write_text(gradebook.export(out, "csv"), out / "gradebook.csv")
     waiting = sum(row["status"] == "needs_manual" for row in gradebook.rows(out))
-    return f"{waiting} answers still wait for a mark." if waiting else "No answer waits for a mark."
+    return f"Answers that still wait: {waiting}." if waiting else "No answer waits for a mark."
 
 
 def mark_by_asking(out: str | Path) -> str:
@@ -136,11 +136,11 @@ def mark_by_asking(out: str | Path) -> str:
                 continue
             entry = _ask(record, result)
             if entry is None:
-                return f"{entered} marks entered. {_left(out)}"
+                return f"Marks entered: {entered}. {_left(out)}"
             if entry:
                 _enter(out, record, result["question"], entry)
                 entered += 1
-    return f"{entered} marks entered. {_left(out)}"
+    return f"Marks entered: {entered}. {_left(out)}"
 
 
 def _ask(record: dict, result: dict) -> dict[str, Any] | None:
