@@ -51,7 +51,7 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(TIMED) "book, slides, homework" $(VENV)/python -m pytest -m kernels --durations=8
-	@$(TIMED) "unit tests, pages" $(VENV)/python -m pytest -n 3 --dist loadfile \
+	@$(TIMED) "unit tests, pages" $(VENV)/python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder -m "not kernels"
 	@PYTHONPATH=tools $(TIMED) "notebooks" $(VENV)/python -m pytest -p kernel_sockets -n 2 \
 		--dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises

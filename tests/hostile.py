@@ -24,7 +24,7 @@ from course_lib.homework import release
 NAME, SECRET = "small", b"a secret of the tests, 32 bytes."
 SETTINGS = """
 [limits]
-seconds = 2.5
+seconds = 4
 memory_mb = 200
 processes = 8
 output_mb = 0.2

@@ -41,7 +41,7 @@ from course_lib.homework.sandbox import Limits, Stopped, Worker
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SMALL = Limits(seconds=1.5, memory_mb=200, processes=8, output_mb=0.2, files_mb=4)
+SMALL = Limits(seconds=3, memory_mb=200, processes=8, output_mb=0.2, files_mb=4)
 SET_UP = [("setup", "import numpy as np")]
 if sys.platform != "linux":
     pytest.skip("students' code is run on Linux only", allow_module_level=True)
@@ -94,7 +94,7 @@ def test_a_function_is_called_through_the_sandbox(level):
 @pytest.mark.parametrize(
     ("source", "status", "words"),
     [
-        ("while True:\n    pass", "timeout", "within 1.5 seconds"),
+        ("while True:\n    pass", "timeout", "within 3 seconds"),
         ("import os\nos._exit(1)", "crashed", "ends the Python process"),
         ("import os\nwhile True:\n    os.write(1, b'x' * 999)", "crashed", "more than 0.2 MB"),
         (
@@ -279,6 +279,35 @@ def test_nothing_of_a_hidden_check_comes_out_in_words():
     reply = {"status": "raised", "type": "E0815", "message": "0815", "line": "x = 0815"}
     assert "0815" not in str(trusted.checked(reply, hidden=True))
     assert "0815" in str(trusted.checked(reply, hidden=False))
+
+
+def test_who_computes_is_told_from_who_waits():
+    with Worker(LEVEL, SMALL, SET_UP) as student:
+        computed = []
+        for source in ("while True:\n    pass", "import time\ntime.sleep(60)"):
+            with student.question([("cell", source)]) as question, pytest.raises(Stopped):
+                question.load()
+            computed.append(question._report["computed"])
+        assert computed[0] > 0.3 > computed[1] >= 0  # of 3 s; other work may take its part
+        assert question.kept_waiting
+
+
+@pytest.mark.parametrize(("waited", "points"), [(True, 8), (False, 0)])
+def test_who_was_kept_waiting_is_tried_once_more(tmp_path, monkeypatch, waited, points):
+    tried, run = [], grade.run_question
+
+    def starved(worker, task, question, *rest):
+        tried.append(question.id)
+        if tried.count(question.id) == 1:
+            return grade.Outcome(status="timeout", message="late", waited=waited)
+        return run(worker, task, question, *rest)
+
+    monkeypatch.setattr(grade, "run_question", starved)
+    hostile.write_bundle(tmp_path / "bundle")
+    hostile.save(hostile.answered(), tmp_path / "class" / "ada")
+    places = ("--submissions", tmp_path / "class", "--out", tmp_path / "out")
+    assert course("grade", "--bundle", tmp_path / "bundle", *places) == 0
+    assert sum(row["points"] for row in gradebook.rows(tmp_path / "out")) == points
 
 
 # The hostile class --------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ _TEXT_LIMIT, _OUTPUT_LIMIT = 50_000, 2000
 
 @dataclass
 class Outcome:
-    """What one run of a question came to; ``passed`` holds the checks that did, by grade_id."""
+    """What one run of a question came to; ``passed`` holds the checks that did, by grade_id.
+
+    ``waited``: its time ran out, and it had hardly computed.
+    """
 
     passed: dict[str, bool] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
@@ -61,6 +64,7 @@ class Outcome:
     status: str = ""
     message: str = ""
     output: str = ""
+    waited: bool = False
 
 
 def _checks(task: Task, question: nb.Question) -> list[tuple[str, float, str, bool]]:
@@ -98,6 +102,7 @@ def run_question(
                         outcome.words[name] = wrong
         except Stopped as stop:
             outcome.status, outcome.message = stop.status, stop.sentence
+    outcome.waited = outcome.status == "timeout" and student.kept_waiting
     if not outcome.status:
         most = sum(worth for _, worth, _, _ in _checks(task, question))
         outcome.status = "partial" if 0 < outcome.points < most else "graded"
@@ -258,6 +263,8 @@ def _attempt(
         return chosen
 
     first = run_question(worker, task, question, names, cells(alone=True))
+    if first.waited:  # it sleeps, or this machine was too busy for it: a second try can tell
+        first = run_question(worker, task, question, names, cells(alone=True))
     right = first.passed and all(first.passed.values())
     if right or first.status in ("timeout", "crashed") or cells(alone=False) == cells(alone=True):
         return first

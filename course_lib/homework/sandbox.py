@@ -375,6 +375,12 @@ class Question:
         """The first part of what the cells printed."""
         return self._kept.decode("utf-8", errors="replace")
 
+    @property
+    def kept_waiting(self) -> bool:
+        """Whether it has computed for less than half of its time, when it has ended."""
+        computed = (self._report or {}).get("computed", self._limits.seconds)
+        return computed < self._limits.seconds / 2
+
     def load(self) -> None:
         """Run the cells.
 

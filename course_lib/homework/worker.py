@@ -223,18 +223,26 @@ def _reap() -> dict[int, int]:
     return ended
 
 
+def _computed() -> float:
+    """Processor seconds of all ended processes below this one."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def watch(control: socket.socket, child: int, memory: int) -> bool:
     """Report once what became of the child, and return after the word ``end``; False: no grader.
 
-    The report holds ``exit`` (negative for a signal, None when the child was still running) and
-    ``memory`` (whether it took too much).
+    The report holds ``exit`` (negative for a signal, None when the child was still running),
+    ``memory`` (whether it took too much) and ``computed``, the processor seconds of all that it
+    started.
     """
     own = _processes().get(os.getpid(), (0, 0))[1]  # a fork shares these with its parent
-    cost, code, reported = 0.0, None, False
+    cost, code, reported, before = 0.0, None, False, _computed()
 
     def report(too_much: bool) -> None:
         with contextlib.suppress(OSError):  # the grader has gone
-            control.send(json.dumps({"exit": code, "memory": too_much}).encode("ascii"))
+            words = {"exit": code, "memory": too_much, "computed": _computed() - before}
+            control.send(json.dumps(words).encode("ascii"))
 
     while True:
         control.settimeout(None if reported else max(_TICK, 10 * cost))
@@ -246,6 +254,7 @@ def watch(control: socket.socket, child: int, memory: int) -> bool:
             word = b""
         code = _reap().get(child, code)
         if word != b"wait" and not reported:
+            end_all()  # what has ended is counted
             report(False)
         if word != b"wait":
             return word == b"end"
