@@ -37,7 +37,6 @@ __all__ = [
     "plot_gaps",
     "plot_hypergradient_errors",
     "plot_l_curve",
-    "plot_memory_time",
     "plot_outer",
     "plot_picard",
     "plot_rates",
@@ -1035,37 +1034,5 @@ def plot_adaptation(
         x, y = (_numpy(part).ravel() for part in support)
         y = _same_length("the targets", y, "the inputs", x.size)
         ax.plot(x, y, "o", color=COLORS[3], markersize=5.5, label="support", zorder=3)
-    _legend_row(ax)
-    return ax
-
-
-@_styled
-def plot_memory_time(
-    costs: Mapping[str, tuple[Array, Array]],
-    *,
-    xlabel: str = "states held at once",
-    ylabel: str = "forward steps for each step",
-    ax: Any = None,
-) -> Any:
-    """Draw the time of ways to differentiate a long chain over their memory, both logarithmic.
-
-    Parameters
-    ----------
-    costs : dict
-        Label to a pair: memory, time. Several numbers each (other numbers of checkpoints) are
-        joined by a line.
-    """
-    ax = _axes(ax)
-    for (label, pair), look, marker in zip(
-        costs.items(), _strokes(), cycle(_MARKERS), strict=False
-    ):
-        memory = _numpy(pair[0]).ravel()
-        time = _same_length(label, _numpy(pair[1]).ravel(), "its memory", memory.size)
-        if memory.size == 1:
-            look = {**look, "linestyle": "none", "markersize": 8}
-        ax.loglog(memory, time, marker=marker, label=label, **look)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    _plain_numbers(ax.yaxis)
     _legend_row(ax)
     return ax

@@ -127,9 +127,6 @@ DRAWERS = {
     "plot_adaptation": lambda **o: plotting.plot_adaptation(
         T, THREE, support=(T[::9], T[::9]), truth=T, **o
     ),
-    "plot_memory_time": lambda **o: plotting.plot_memory_time(
-        {"one": (T, 1 / T), "two": ([0.5], [1.0])}, **o
-    ),
 }
 
 
@@ -294,7 +291,6 @@ def test_takes_tensors(torch):
         ),
         (lambda: plotting.plot_adaptation(T, {"f": T[1:]}), "f must match grid"),
         (lambda: plotting.plot_adaptation(T, {}, support=(T, T[1:])), "targets must match"),
-        (lambda: plotting.plot_memory_time({"e": (T, T[1:])}), "e must match its memory"),
         (lambda: plotting.show_pictures({}), "must not be empty"),
         (lambda: plotting.show_pictures({"p": T}), "picture 'p' must have two dimensions"),
         (lambda: plotting.show_pictures({"p": np.eye(3)}, axes=[]), "too few axes"),
@@ -381,21 +377,3 @@ def test_adaptation_shows_the_support_as_points():
     assert support.get_linestyle() == "None"
     np.testing.assert_array_equal(support.get_xdata(), T[::7])
     assert len({line.get_color() for line in (truth, before, after, support)}) == 4
-
-
-def test_memory_and_time_of_checkpoints():
-    """Fewer states cost more time: the curve falls, and storing all is its right end."""
-    from course_lib.meta import checkpoint_cost
-
-    slots = [2, 5, 10, 100, 1000]
-    costs = [checkpoint_cost(1000, slots=s) for s in slots]
-    ax = plotting.plot_memory_time(
-        {
-            "binomial": (slots, [cost.forwards / 1000 for cost in costs]),
-            "store all": (1000, 1.0),
-        }
-    )
-    curve, point = ax.get_lines()
-    assert (np.diff(curve.get_ydata()) < 0).all()
-    assert (curve.get_xdata()[-1], curve.get_ydata()[-1]) == (1000, 1.0)
-    assert point.get_markersize() > curve.get_markersize()
