@@ -247,6 +247,19 @@ def test_a_stationary_point_and_steps_too_large_are_no_proof():
     assert "try a point that is not stationary" in result.message
 
 
+def test_a_right_gradient_is_not_accused_where_rounding_swallows_the_differences(rng):
+    """From derivatives that can be seen to such that are 10⁻⁶ of what rounding leaves of them."""
+    passed = 0
+    for power in np.linspace(-16, 0, 200):
+        slopes = 10.0**power * rng.standard_normal(3)
+        J = lambda x: float(1.0 + slopes @ x)  # noqa: E731, B023
+        result = checks.gradients(J, rng.standard_normal(3), {"right": slopes})
+        assert result.verdicts["right"] == "agrees", (power, str(result))
+        assert result or "the differences are good to" in result.message
+        passed += bool(result)
+    assert 30 < passed < 190
+
+
 def test_infinite_values_at_large_steps_do_no_harm():
     J = lambda x: float(np.log(x[0]) + x[1]) if x[0] > 0 else np.nan  # noqa: E731
     ways = {"right": lambda x: np.array([1 / x[0], 1.0])}
