@@ -507,7 +507,7 @@ def gradients(
     ε the error of J: rounding, or what an inner solve left. Along the axes d; where there are more
     than ``directions`` of them, along so many random unit vectors. The error is least between
     the two terms: the step taken is the one where the differences change least from step to step.
-    This change, or the rounding of J over h if that is more, is their *floor*. A way agrees if no
+    This change, or the noise of J over h if that is more, is their *floor*. A way agrees if no
     derivative is off by more than (rtol + 2 floor) times the largest one. Tried are thirteen steps
     from 10⁻¹ to 10⁻⁷, times the root mean square of θ (or 1, if it is 0); each takes two values of
     J a direction.
@@ -707,8 +707,10 @@ def _differences(J: Callable, theta: Array, lines: list[Array]) -> _Differences:
     rough = float(np.max(change[1:] * steps[2:], where=change[1:] > change[:-1], initial=0.0))
     rounding = np.finfo(float).eps * abs(_number(J, theta, "J"))
     jump = rough if rough > 1e4 * rounding else 0.0
-    # Where rounding swallows J's changes, the differences do not change at all.
-    floor = max(around[best - 1], rounding / steps[best]) / size
+    # At the smallest steps nothing is left but the noise of J. Two differences may be equal by
+    # chance, or because they are both 0: the noise over h tells what they are worth.
+    noise = max(rounding, *(change[-3:] * steps[-3:]).tolist())
+    floor = max(around[best - 1], noise / steps[best]) / size
     return _Differences(steps, every, best, every[best], size, floor, jump)
 
 
