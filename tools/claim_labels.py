@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -31,21 +32,25 @@ def marked_tests(root: Path = ROOT) -> dict[str, list[ClaimTest]]:
     """Return the tests of `tests/` by the label of their `@pytest.mark.claim(label)`."""
     found: dict[str, list[ClaimTest]] = {}
     for path in sorted((root / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef):
-                continue
-            for mark in node.decorator_list:
-                if not (
-                    isinstance(mark, ast.Call) and ast.unparse(mark.func).endswith("mark.claim")
-                ):
-                    continue
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(root).as_posix()
+        for test in _marked_in(text, name):
+            found.setdefault(test.label, []).append(test)
+    return found
+
+
+@functools.cache  # the book asks on each page
+def _marked_in(text: str, path: str) -> tuple[ClaimTest, ...]:
+    """Return the tests with the mark in one file."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for mark in node.decorator_list:
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func).endswith("mark.claim"):
                 (label,) = (argument.value for argument in mark.args)
                 first = min(d.lineno for d in node.decorator_list)
-                test = ClaimTest(
-                    label, path.relative_to(root).as_posix(), node.name, first, node.end_lineno
-                )
-                found.setdefault(label, []).append(test)
-    return found
+                found.append(ClaimTest(label, path, node.name, first, node.end_lineno))
+    return tuple(found)
 
 
 def cited(root: Path = ROOT) -> dict[str, dict[str, str]]:
