@@ -163,6 +163,27 @@ def test_scratch_is_empty_for_each_question(level):
                 assert question.ask("there", [])["value"] is False
 
 
+def test_what_the_sandbox_itself_put_into_scratch_is_kept_and_not_searched(tmp_path, monkeypatch):
+    """A clone below /tmp is mounted there: it must not be walked through after each question."""
+    for name in ("clone/library/module.py", "clone/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "link").symlink_to("clone/python")
+    mounted = str(tmp_path / "clone" / "library")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == mounted)
+    kept = set(worker._there(str(tmp_path)))
+    assert kept == {str(tmp_path / name) for name in ("clone", mounted, "clone/python", "link")}
+    for name in ("mine", "clone/mine", "folder/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a message for the next question")
+    looked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(path) or scandir(path))
+    worker._clear(str(tmp_path), kept)
+    assert mounted not in looked
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"clone", "clone/library", "clone/library/module.py", "clone/python", "link"}
+
+
 def descendants(pid: int) -> set[int]:
     """All processes below this one."""
     below, seen = {pid}, worker._processes()

@@ -26,6 +26,7 @@ import sys
 import time
 import traceback
 import types
+from collections.abc import Iterator
 from typing import Any
 
 MESSAGE_LIMIT = 16_000_000
@@ -275,6 +276,7 @@ def main() -> None:
     libc.prctl(_SUBREAPER, 1, 0, 0, 0)
     control = socket.socket(fileno=options["control"])
     namespace = fresh_namespace()
+    options["kept"] = {path for folder in options["scratch"] for path in _there(folder)}
     try:
         while _next(control, namespace, options, libc):
             pass
@@ -302,17 +304,30 @@ def _next(control: socket.socket, namespace: dict, options: dict, libc: Any) -> 
     grader_lives = watch(control, child, options["memory"])
     end_all()
     for folder in options["scratch"]:
-        _clear(folder)
+        _clear(folder, options["kept"])
     return grader_lives
 
 
-def _clear(folder: str) -> None:
+def _there(folder: str) -> Iterator[str]:
+    """All paths below a folder, without what is below something mounted.
+
+    The scratch folder is not empty where Python or the library lie below a folder of that name.
+    """
+    for entry in os.scandir(folder):
+        yield entry.path
+        if entry.is_dir(follow_symlinks=False) and not os.path.ismount(entry.path):
+            yield from _there(entry.path)
+
+
+def _clear(folder: str, kept: set[str]) -> None:
     """Remove what a question left in a folder: room that the next one may need, and messages."""
     for entry in os.scandir(folder):
-        if not os.path.ismount(entry.path):
+        if entry.path not in kept:
             shutil.rmtree(entry.path, ignore_errors=True)
             with contextlib.suppress(OSError):
                 os.unlink(entry.path)
+        elif entry.is_dir(follow_symlinks=False) and not os.path.ismount(entry.path):
+            _clear(entry.path, kept)
 
 
 def _set_up(channel: socket.socket, namespace: dict, uid: int | None, libc: Any) -> None:
