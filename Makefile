@@ -50,9 +50,9 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(SETUP) all --torch $(TORCH)
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
-	@$(TIMED) "book, slides, homework" $(VENV)/python -m pytest -m kernels --durations=8
-	@$(TIMED) "unit tests, pages" $(VENV)/python -m pytest -n 2 --dist loadfile \
-		--no-loadscope-reorder -m "not kernels"
+	@$(TIMED) "book, slides" $(VENV)/python -m pytest -n 2 -m build --durations=2
+	@$(TIMED) "tests" $(VENV)/python -m pytest -n 2 --dist loadgroup \
+		--no-loadscope-reorder -m "not build" --durations=20
 	@PYTHONPATH=tools $(TIMED) "notebooks" $(VENV)/python -m pytest -p kernel_sockets -n 2 \
 		--dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises
 

@@ -74,21 +74,31 @@ def torch():
 @pytest.fixture
 def rng(request) -> np.random.Generator:
     """A generator seeded by the name of the test: the same numbers in any order of the tests."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    name = request.node.nodeid
+    for mark in request.node.iter_markers("xdist_group"):
+        name = name.removesuffix(f"@{mark.args[0]}")  # which pytest-xdist adds
+    return np.random.default_rng(zlib.crc32(name.encode()))
 
 
 # ---------------------------------------------------------------- the inner loop
 
 
-LONG = ("test_book", "test_homework_dask", "test_homework_grade", "test_bilevel")
+# These come first, so that no process ends with them alone.
+LONG = ("test_book", "kernels", "test_homework_dask", "test_homework_grade", "test_bilevel")
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Leave to the full run: the strict array library, single precision, the claims.
+    """Group the tests, and leave some to the full run: the strict array library, single precision,
+    the claims.
 
-    The files that take longest come first, so that no process ends with them alone.
+    With ``--dist loadgroup`` one process runs a group: a file's tests, which share what they set
+    up, or those that start kernels, which may take each other's ports.
     """
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    for item in items:
+        group = "kernels" if item.get_closest_marker("kernels") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+        item.group = LONG.index(group) if group in LONG else len(LONG)
+    items.sort(key=lambda item: item.group)
     for item in items:
         kind = "array_api_strict" in item.name or "float32" in item.name
         if kind or item.path.name.startswith("test_claims_0"):

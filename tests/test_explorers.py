@@ -167,14 +167,6 @@ def test_import_brings_in_no_widgets():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_filtered_signals_say_their_error():
-    """The texts of the two sliders carry the numbers that the sections discuss."""
-    texts = [alt for alt, _ in frames(explorers.truncation())]
-    assert any("terms r = 24" in text and "relative error 0.14" in text for text in texts)
-    texts = [alt for alt, _ in frames(explorers.tikhonov_signal())]
-    assert any("λ = 1e-04" in text and "sum to 32.8" in text for text in texts)
-
-
 @pytest.fixture
 def drawn(monkeypatch):
     """Call an explorer; return its texts, and the arguments of some drawing functions."""
@@ -198,6 +190,14 @@ def drawn(monkeypatch):
         return [alt for alt, _ in frames(getattr(explorers, name)())], *calls.values()
 
     return call
+
+
+def test_filtered_signals_say_their_error(drawn):
+    """The texts of the two sliders carry the numbers that the sections discuss."""
+    (texts,) = drawn("truncation")
+    assert any("terms r = 24" in text and "relative error 0.14" in text for text in texts)
+    (texts,) = drawn("tikhonov_signal")
+    assert any("λ = 1e-04" in text and "sum to 32.8" in text for text in texts)
 
 
 def numbers(pattern: str, texts: list[str]) -> np.ndarray:

@@ -41,7 +41,7 @@ OUTSIDE = """() => {
 }"""
 
 
-@pytest.mark.kernels
+@pytest.mark.build
 def test_the_decks_build():
     """Without a warning."""
     browsing.build("slides")
