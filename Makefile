@@ -51,7 +51,7 @@ test: ## run everything that needs no GPU: tests, notebooks, book, slides
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(TIMED) "book, slides" $(VENV)/python -m pytest -n 2 -m build --durations=2
-	@$(TIMED) "tests" $(VENV)/python -m pytest -n 2 --dist loadgroup \
+	@$(TIMED) "tests" $(VENV)/python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder -m "not build" --durations=20
 	@PYTHONPATH=tools $(TIMED) "notebooks" $(VENV)/python -m pytest -p kernel_sockets -n 2 \
 		--dist loadfile --nbval --nbval-cell-timeout=120 notebooks exercises

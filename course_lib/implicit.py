@@ -532,7 +532,8 @@ def solve(
     max_iter : int, optional
         Steps for each method; ten times the size of x, at least 100 and at most 10,000.
     preconditioner : LinearOperator, optional
-        For conjugate gradients.
+        For all methods but MINRES: positive definite for conjugate gradients (:func:`jacobi`,
+        :func:`lbfgs`, :func:`low_rank`), any for the others (:func:`ilu`).
     direct : int
         Largest number of rows that is factored.
 
@@ -582,7 +583,7 @@ def _iterate(
 ) -> Result:
     # The basis of GMRES is kept: a budget of its own.
     budget = min(budget, 300) if method == "gmres" else budget
-    options = {"preconditioner": Pi} if method == "cg" and Pi is not None else {}
+    options = {} if method == "minres" else {"preconditioner": Pi}
     states = {"cg": cg, "minres": minres, "bicgstab": bicgstab, "gmres": gmres}[method]
     return run(states(A, b, x, **options), stop=residual_rule(A, b, rtol=rtol), max_iter=budget)
 

@@ -170,13 +170,18 @@ def discrepancy_rule(A: Any, y: Any, delta: float, *, tau: float = 1.1) -> Stopp
     return replace(residual_rule(A, y, atol=bound), name="residual norm (discrepancy principle)")
 
 
-def _verdict(rules: tuple[StoppingRule, ...], state: Any, k: int) -> tuple[bool, str] | None:
+def _verdict(
+    rules: tuple[StoppingRule, ...], state: Any, k: int, last: bool
+) -> tuple[bool, str] | None:
     """Return (converged, reason) if the run ends at this state, the k-th, else None."""
+    values = [rule.measure(state) for rule in rules]
+    pairs = list(zip(rules, values, strict=True))
+    if pairs and not last and all(rule.bound < value < math.inf for rule, value in pairs):
+        return None  # an iterate that overflows shows in what is measured: no pass over x
     if not math.isfinite(to_float(norm(state.x))):
         return False, f"not finite: the iterate overflowed by iteration {k}"
     stagnated = None
-    for rule in rules:
-        measured = rule.measure(state)
+    for rule, measured in pairs:
         if measured <= rule.bound:
             value = rule.verify(state)
             if value <= rule.bound:
@@ -276,7 +281,7 @@ def run(
                     history[name].append(to_float(measure(state)))
                 if callback is not None:
                     callback(k, state)
-            verdict = _verdict(rules, state, k)
+            verdict = _verdict(rules, state, k, last)
         if verdict is None and last:
             verdict = False, ending or f"max_iter = {max_iter} steps were taken"
         if bar is not None:

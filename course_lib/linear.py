@@ -5,7 +5,7 @@ shape, dtype and finiteness, not the step size, because the book shows a step ab
 diverge.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -75,6 +75,19 @@ def _system(
     return A, b, start
 
 
+def _product(preconditioner: Any, A: LinearOperator) -> Callable[[Array], Array]:
+    """Return the product with a preconditioner, checked; without one it changes nothing."""
+    if preconditioner is None:
+        return lambda r: r
+    Pi = as_operator(preconditioner)
+    require(
+        Pi.in_shape == Pi.out_shape == A.in_shape,
+        f"the preconditioner must fit A: expected {A.in_shape} -> {A.in_shape}, "
+        f"got {Pi.in_shape} -> {Pi.out_shape}",
+    )
+    return Pi.__matmul__
+
+
 def cg(
     A: Any, b: Array, x0: Array | None = None, *, preconditioner: Any = None
 ) -> Iterator[CGState]:
@@ -123,17 +136,11 @@ def cg(
     (array([0.090909, 0.636364]), 2)
     """
     A, b, x0 = _system(A, b, x0, square=True)
-    same = LinearOperator(lambda r: r, lambda r: r, A.in_shape, A.in_shape, "identity")
-    Pi = same if preconditioner is None else as_operator(preconditioner)
-    require(
-        Pi.in_shape == Pi.out_shape == A.in_shape,
-        f"the preconditioner must fit A: expected {A.in_shape} -> {A.in_shape}, "
-        f"got {Pi.in_shape} -> {Pi.out_shape}",
-    )
+    precondition = _product(preconditioner, A)
 
     def iterate():
         x, r = x0, b - A @ x0
-        p = Pi @ r
+        p = precondition(r)
         rho = inner(r, p)
         while True:
             yield CGState(x, r, p, rho)
@@ -146,7 +153,7 @@ def cg(
                 return f"breakdown: <p, Ap> = {to_float(curvature):.3e} is not positive"
             alpha = rho / curvature
             x, r = x + alpha * p, r - alpha * q
-            z = Pi @ r
+            z = precondition(r)
             rho, rho_old = inner(r, z), rho
             p = z + (rho / rho_old) * p
 
@@ -228,11 +235,15 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualState]
     return iterate()
 
 
-def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualState]:
+def bicgstab(
+    A: Any, b: Array, x0: Array | None = None, *, preconditioner: Any = None
+) -> Iterator[ResidualState]:
     r"""BiCGSTAB for :math:`Ax=b` with any square A: short recurrences, two products a step.
 
     Nothing is minimized over the whole Krylov space: the residual may grow on the way, and a
-    breakdown ends the iteration with a reason.
+    breakdown ends the iteration with a reason. A preconditioner :math:`\Pi\approx A^{-1}`, linear
+    and the same in every step, stands on the right: :math:`A\Pi u=b`, :math:`x=\Pi u`. So the
+    residual remains that of the system.
 
     Parameters
     ----------
@@ -240,6 +251,8 @@ def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualStat
     b : array, shape ``A.out_shape``
     x0 : array, optional
         Start; zero if not given.
+    preconditioner : LinearOperator or array, optional
+        :math:`\Pi`, see :func:`course_lib.implicit.ilu`.
 
     Yields
     ------
@@ -248,7 +261,7 @@ def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualStat
     Raises
     ------
     ValueError
-        If A is not square, or b or x0 do not fit.
+        If A is not square, or b, x0 or the preconditioner do not fit.
 
     References
     ----------
@@ -263,6 +276,7 @@ def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualStat
     array([1., 1.])
     """
     A, b, x0 = _system(A, b, x0, square=True)
+    precondition = _product(preconditioner, A)
 
     def iterate():
         x, r = x0, b - A @ x0
@@ -271,16 +285,16 @@ def bicgstab(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualStat
             yield ResidualState(x, r)
             if to_float(norm(r)) == 0:
                 return "the residual is exactly zero"
-            v = A @ p
+            v = A @ (step := precondition(p))
             along = inner(shadow, v)
             if to_float(along) == 0 or to_float(rho) == 0:
                 return "breakdown: the residual is orthogonal to the first one"
             alpha = rho / along
             s = r - alpha * v
-            t = A @ s
+            t = A @ (stabilizer := precondition(s))
             length = inner(t, t)
             omega = inner(t, s) / length if to_float(length) else 0 * alpha
-            x = x + alpha * p + omega * s
+            x = x + alpha * step + omega * stabilizer
             # Where the residual has been large, its update has lost digits that b - Ax still has.
             r = s - omega * t if k % 10 else b - A @ x
             rho, rho_old = inner(shadow, r), rho
@@ -465,25 +479,29 @@ def nu_method(
     return iterate()
 
 
-def _arnoldi(A: LinearOperator, Q: list[Array]) -> tuple[Array, list[float]]:
-    """Return A q for the last q, orthogonalized against the basis Q, and what was taken off.
+def _arnoldi(A: Callable[[Array], Array], Q: list[Array]) -> tuple[Array, list[float]]:
+    """Return A(q) for the last q, orthogonalized against the basis Q, and what was taken off.
 
     The last of these coefficients is the length of what is left.
     """
-    w, column = detach(A @ Q[-1]), []
+    w, column = detach(A(Q[-1])), []
     for q in Q:
         column.append(to_float(inner(q, w)))
         w = w - column[-1] * q
     return w, [*column, to_float(norm(w))]
 
 
-def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
+def gmres(
+    A: Any, b: Array, x0: Array | None = None, *, preconditioner: Any = None
+) -> Iterator[GMRESState]:
     r"""GMRES without restart for a square A: the smallest residual over a Krylov space.
 
     :math:`x_k` minimizes :math:`\|b-Ax\|` over
     :math:`x_0+\operatorname{span}\{r_0,Ar_0,\dots,A^{k-1}r_0\}`. The basis is kept: k steps store
     k + 1 arrays. The small least-squares problem is solved in NumPy; automatic differentiation
-    does not go through it, and the iterates are cut off.
+    does not go through it, and the iterates are cut off. A preconditioner stands on the right, as
+    in :func:`bicgstab`; the space is then
+    :math:`x_0+\Pi\operatorname{span}\{r_0,A\Pi r_0,\dots\}`.
 
     Parameters
     ----------
@@ -491,6 +509,8 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
     b : array, shape ``A.out_shape``
     x0 : array, optional
         Start; zero if not given.
+    preconditioner : LinearOperator or array, optional
+        :math:`\Pi\approx A^{-1}`.
 
     Yields
     ------
@@ -499,7 +519,7 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
     Raises
     ------
     ValueError
-        If A is not square, or b or x0 do not fit.
+        If A is not square, or b, x0 or the preconditioner do not fit.
 
     References
     ----------
@@ -516,6 +536,7 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
     """
     A, b, x0 = _system(A, b, x0, square=True)
     eps = float(array_namespace(b).finfo(b.dtype).eps)
+    precondition = _product(preconditioner, A)
 
     def iterate():
         start, r0 = detach(x0), detach(b - A @ x0)
@@ -525,10 +546,11 @@ def gmres(A: Any, b: Array, x0: Array | None = None) -> Iterator[GMRESState]:
             return "the residual is exactly zero"
         Q, H = [r0 / beta], np.zeros((1, 0))  # A Q_k = Q_{k+1} H
         while True:
-            w, column = _arnoldi(A, Q)
+            w, column = _arnoldi(lambda q: A @ precondition(q), Q)
             H = np.column_stack([np.pad(H, ((0, 1), (0, 0))), column])
             c = np.linalg.lstsq(H, beta * np.eye(len(Q) + 1)[0], rcond=None)[0]
-            x = start + sum(float(cj) * q for cj, q in zip(c, Q, strict=True))
+            u = sum(float(cj) * q for cj, q in zip(c, Q, strict=True))
+            x = start + detach(precondition(u))
             exhausted = column[-1] <= 10 * eps * np.linalg.norm(column)
             if not exhausted:
                 Q.append(w / column[-1])

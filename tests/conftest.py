@@ -7,7 +7,9 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 import zlib
+from pathlib import Path
 
 # Arrays of a few entries: more than one thread only makes threads wait for each other. Read when
 # NumPy and torch are loaded, so set before.
@@ -16,6 +18,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 BACKENDS = ("numpy", "array_api_strict", "torch", "torch-cuda")
 DTYPES = ("float64", "float32")
@@ -74,35 +81,39 @@ def torch():
 @pytest.fixture
 def rng(request) -> np.random.Generator:
     """A generator seeded by the name of the test: the same numbers in any order of the tests."""
-    name = request.node.nodeid
-    for mark in request.node.iter_markers("xdist_group"):
-        name = name.removesuffix(f"@{mark.args[0]}")  # which pytest-xdist adds
-    return np.random.default_rng(zlib.crc32(name.encode()))
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
 # ---------------------------------------------------------------- the inner loop
 
 
-# These come first, so that no process ends with them alone.
-LONG = ("test_book", "kernels", "test_homework_dask", "test_homework_grade", "test_bilevel")
+# The files that take longest come first, so that no process ends with them alone.
+LONG = (
+    *("test_book", "test_homework_release", "test_homework_nbgrader"),
+    *("test_homework_dask", "test_homework_grade", "test_bilevel"),
+)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Group the tests, and leave some to the full run: the strict array library, single precision,
-    the claims.
-
-    With ``--dist loadgroup`` one process runs a group: a file's tests, which share what they set
-    up, or those that start kernels, which may take each other's ports.
-    """
-    for item in items:
-        group = "kernels" if item.get_closest_marker("kernels") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-        item.group = LONG.index(group) if group in LONG else len(LONG)
-    items.sort(key=lambda item: item.group)
+    """Leave to the full run: the strict array library, single precision, the claims."""
+    items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))
     for item in items:
         kind = "array_api_strict" in item.name or "float32" in item.name
         if kind or item.path.name.startswith("test_claims_0"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Run tests that start kernels one after the other, also where several processes run tests.
+
+    A kernel looks for free ports first and takes them later: another may have been faster.
+    """
+    if fcntl is None or not item.get_closest_marker("kernels"):
+        return (yield)
+    with open(Path(tempfile.gettempdir()) / f"kernels-{os.getuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
 
 
 # ---------------------------------------------------------------- figures for the summary

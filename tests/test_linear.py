@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import textwrap
 
 import numpy as np
@@ -398,8 +399,22 @@ def test_negative_curvature_is_told_with_a_preconditioner(rng):
     ],
 )
 def test_preconditioners_that_do_not_fit(Pi, words):
-    with pytest.raises(ValueError, match=words):
-        cg(np.eye(3), np.ones(3), preconditioner=Pi)
+    for method in (cg, bicgstab, gmres):
+        with pytest.raises(ValueError, match=words):
+            method(np.eye(3), np.ones(3), preconditioner=Pi)
+
+
+@pytest.mark.parametrize("method", [bicgstab, gmres])
+def test_a_preconditioner_on_the_right_is_a_change_of_variables(method, rng, like):
+    """Iterates of AΠu = b - Ax₀, taken to x = x₀ + Πu; and the residual is b - Ax."""
+    A, Pi = (asarray_like(np.eye(9) + 0.1 * rng.standard_normal((9, 9)), like) for _ in range(2))
+    b, x0 = (asarray_like(rng.standard_normal(9), like) for _ in range(2))
+    ours = itertools.islice(method(A, b, x0, preconditioner=Pi), 5)
+    other = itertools.islice(method(matrix(A) @ matrix(Pi), b - A @ x0), 5)
+    for state, changed in zip(ours, other, strict=True):
+        assert_alike(state.x, like)
+        assert relative(state.x, x0 + Pi @ changed.x) < 1e3 * eps(like)
+        assert relative(b - A @ state.x, state.r) < 1e4 * eps(like)
 
 
 # ---------------------------------------------------------------- MINRES
