@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from claims import rejects
 from conftest import make_like
-from kit import assert_alike, relative, to_numpy
+from kit import assert_alike, eps, relative, to_numpy
 
 from course_lib import bilevel, choice, implicit, operators, proximal
 from course_lib.arrays import asarray_like, inner, to_float
@@ -1223,6 +1223,17 @@ def _one_process(rank: int, size: int, port: int, folder: str) -> None:
     )
     torch.save((found.gradient, found.value), os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", [(9,), (10,), (6, 7), (7, 6)])
+def test_normal_matrix_of_a_periodic_convolution(shape, rng, like):
+    """It takes two Fourier transforms; the product must be that of A and its adjoint."""
+    psf = asarray_like(rng.standard_normal((3,) * len(shape)), like)  # not symmetric
+    A = operators.convolution(psf, shape, boundary="periodic")
+    v = asarray_like(rng.standard_normal(shape), like)
+    found = bilevel._normal(A, [(2.0, operators.identity(shape))], v) @ v
+    assert_alike(found, like)
+    assert relative(found, A.H @ (A @ v) + 2 * v) < 30 * eps(like)
 
 
 @pytest.mark.slow

@@ -273,9 +273,11 @@ def tikhonov_hypergradient_rows(
         return bilevel.tikhonov(A, y, np.asarray(theta), outer, rtol=rtol)
 
     def inner_solve() -> np.ndarray:
-        H = operators.LinearOperator(
-            *2 * (lambda v: A.H @ (A @ v) + lam * v,), x.shape, x.shape, like=y
-        )
+        # With the product that `tikhonov` takes: two transforms, of AᵀA, in the place of four.
+        def apply(v: np.ndarray) -> np.ndarray:
+            return np.fft.irfft2(np.abs(h) ** 2 * np.fft.rfft2(v), s=x.shape) + lam * v
+
+        H = operators.LinearOperator(apply, apply, x.shape, x.shape, like=y)
         b = A.H @ y
         return run(linear.cg(H, b), stop=residual_rule(H, b, rtol=rtol), max_iter=10**4).x
 
@@ -299,7 +301,8 @@ def tikhonov_hypergradient_rows(
             return worst(answer, wanted)
         return relative(answer, solution)
 
-    words = {method: f"{count:.1f} images" for method, count in images.items()}
+    words = {method: f"{count:.1f} images, AᵀA in 4 FFTs" for method, count in images.items()}
+    words[OURS] = words[OURS].replace("in 4", "in 2")
     contestants = [
         Contestant(OURS, both, words[OURS]),
         Contestant("jaxopt, custom_root", lambda: jaxopt(theta), words["jaxopt, custom_root"]),
