@@ -20,7 +20,7 @@ from claims import rejects
 from conftest import make_like
 from kit import assert_alike, eps, relative, to_numpy
 
-from course_lib import bilevel, choice, implicit, operators, proximal
+from course_lib import bilevel, checks, choice, implicit, operators, proximal
 from course_lib.arrays import asarray_like, inner, to_float
 from course_lib.bilevel import Inner
 from course_lib.functionals import Functional, least_squares, squared_l2
@@ -29,17 +29,6 @@ from course_lib.operators import LinearOperator
 
 SEEDS = range(20)
 DOUBLE = np.zeros(1)
-
-
-def slopes(J, theta: np.ndarray, h: float = 1e-3) -> np.ndarray:
-    """Derivatives of J by all entries of θ: central differences, error O(h⁴)."""
-    found = np.zeros_like(theta)
-    for index in np.ndindex(*theta.shape):
-        unit = np.zeros_like(theta)
-        unit[index] = h
-        far, near = J(theta + 2 * unit) - J(theta - 2 * unit), J(theta + unit) - J(theta - unit)
-        found[index] = (8 * near - far) / (12 * h)
-    return found
 
 
 def summary(values, digits: int = 2) -> str:
@@ -143,31 +132,62 @@ def dense_tikhonov(problem: dict, theta: np.ndarray) -> tuple[float, np.ndarray]
     return 0.5 * np.sum((B @ x - z) ** 2), np.array(gradient).reshape(theta.shape)
 
 
-@functools.cache
-def numeric_tikhonov(name: str, seed: int) -> np.ndarray:
-    problem = instance(name, seed=seed)
-    return slopes(lambda theta: tikhonov(problem, theta, rtol=1e-13).value, problem["theta"])
-
-
-@pytest.mark.parametrize("broken", [None, "sign", "d by lambda", "unsquared"])
 @pytest.mark.parametrize("name", NAMES)
-def test_tikhonov_is_the_derivative(name, broken):
+def test_tikhonov_is_the_derivative(name):
+    """Closed form, implicit and differences agree; the protocol names what is wrong."""
     for seed in range(1 if name == "pictures, entries" else 3):
         problem = instance(name, seed=seed)
         theta, found = problem["theta"], tikhonov(problem, rtol=1e-13)
         value, gradient = dense_tikhonov(problem, theta)
         assert found.value == pytest.approx(value, rel=1e-9)
-        claimed = {
-            None: found.gradient,
+        assert found.gradient.shape == theta.shape
+        np.testing.assert_allclose(found.gradient, gradient, rtol=1e-8, atol=1e-10 * value)
+        ways = {
+            "closed form": gradient,
+            "implicit": found.gradient,
             "sign": -found.gradient,
-            "d by lambda": found.gradient * np.exp(-theta),
-            "unsquared": 2 * found.gradient,
-        }[broken]
-        with rejects(broken):
-            assert claimed.shape == theta.shape
-            np.testing.assert_allclose(claimed, gradient, rtol=1e-8, atol=1e-10 * value)
-            numeric = numeric_tikhonov(name, seed)
-            np.testing.assert_allclose(claimed, numeric, rtol=1e-6, atol=1e-8 * value)
+            "by lambda": found.gradient * np.exp(-theta),
+            "no half": 2 * found.gradient,
+        }
+        table = checks.gradients(lambda t, p=problem: tikhonov(p, t, rtol=1e-13).value, theta, ways)
+        agrees, *wrong = ("agrees", "wrong sign", "factor lambda", "twice")
+        assert list(table.verdicts.values()) == [agrees, agrees, *wrong], str(table)
+        assert table.best > 0
+
+
+def test_four_ways_to_one_gradient():
+    """Closed form = implicit = unrolled to convergence = finite differences."""
+    for seed in range(3):
+        problem = instance("entries", seed=seed)
+        A, y, theta, outer = (problem[key] for key in ("A", "y", "theta", "outer"))
+        H = A.T @ A + np.diag(np.exp(theta))
+        step = 1 / np.linalg.norm(H, 2)
+        steps = math.ceil(30 * np.linalg.cond(H))
+
+        def descent(x, theta, k, A=A, y=y, step=step):
+            return x - step * (A.T @ (A @ x - y) + np.exp(theta) * x)
+
+        def derivatives(x, theta, k, H=H, step=step):
+            return np.eye(len(H)) - step * H, -step * np.diag(np.exp(theta) * x)
+
+        x0 = np.zeros_like(theta)
+        unrolled = bilevel.unrolled(descent, x0, theta, steps, outer, linearize=derivatives)
+        found = tikhonov(problem, rtol=1e-13)
+        ways = {
+            "closed form": dense_tikhonov(problem, theta)[1],
+            "implicit": found.gradient,
+            "unrolled": unrolled.gradient,
+        }
+        # The inner problem F = (AᵀA + diag e^θ) x - Aᵀy, so F_x = H and F_θ = diag(e^θ x).
+        linear = (H, np.diag(np.exp(theta) * found.x), outer.gradient(found.x))
+        assert checks.gradients(
+            lambda t, p=problem: tikhonov(p, t, rtol=1e-13).value, theta, ways, linear=linear
+        )
+        # Few steps are the gradient of another objective.
+        few = bilevel.unrolled(descent, x0, theta, 3, outer, linearize=derivatives)
+        assert not checks.gradients(
+            lambda t, p=problem: tikhonov(p, t, rtol=1e-13).value, theta, {"3": few.gradient}
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -351,8 +371,8 @@ def test_fourier_is_tikhonov(shape, kind, rng):
         value, slope = J(theta)
         assert value == pytest.approx(found.value, rel=1e-9)
         assert slope == pytest.approx(float(found.gradient), rel=1e-6, abs=1e-8 * value)
-        numeric = slopes(lambda t: J(float(t))[0], np.array(theta))
-        assert slope == pytest.approx(float(numeric), rel=1e-7, abs=1e-9 * value)
+        ways = {"Parseval": np.array(slope)}
+        assert checks.gradients(lambda t: J(float(t))[0], np.array(theta), ways)
     assert J(50.0)[0] == pytest.approx(0.5 * np.sum(z**2))
     assert abs(J(50.0)[1]) < 1e-15 * np.sum(z**2)
 
@@ -417,7 +437,7 @@ def test_evidence_is_the_density_of_the_data(shape, broken, rng):
     value, gradient = bilevel.evidence(A, y, theta, noise_std=noise_std, D=D)
     with rejects(broken):
         assert value == pytest.approx(dense(theta), rel=1e-10)
-        np.testing.assert_allclose(gradient, slopes(dense, theta), rtol=1e-7, atol=1e-9)
+        assert checks.gradients(dense, theta, {"evidence": gradient})
 
 
 def test_evidence_of_an_improper_prior(rng):
@@ -430,7 +450,7 @@ def test_evidence_of_an_improper_prior(rng):
     theta = np.array(0.4)
     value, gradient = bilevel.evidence(A, y, theta, noise_std=0.5, D=D)
     assert gradient.shape == ()
-    assert float(gradient) == pytest.approx(float(slopes(density, theta)), rel=1e-7)
+    assert checks.gradients(density, theta, {"evidence": gradient})
     # A proper prior with precision c for the constants differs by ln(c)/2 as c falls.
     mean = np.ones((1, 5)) / math.sqrt(5)
     for c in (1e-6, 1e-8):
@@ -498,9 +518,6 @@ def test_lasso_is_the_derivative(shape, broken):
         if found.margin < 0.02 or np.abs(found.x[on]).min() < 0.02:
             continue  # too near to a kink for differences with this h
         tested += 1
-        numeric = slopes(
-            lambda t, p=(A, y, outer): bilevel.lasso(p[0], p[1], t, p[2], rtol=1e-13).value, theta
-        )
         plain = -math.exp(level) * np.sign(found.x[on]) @ outer.gradient(found.x)[on]
         claimed = {
             None: found.gradient,
@@ -509,7 +526,11 @@ def test_lasso_is_the_derivative(shape, broken):
             "without the inverse": plain,
         }[broken]
         with rejects(broken):
-            assert float(claimed) == pytest.approx(float(numeric), rel=1e-7)
+            assert checks.gradients(
+                lambda t, p=(A, y, outer): bilevel.lasso(p[0], p[1], t, p[2], rtol=1e-13).value,
+                theta,
+                {"on the support": np.asarray(claimed)},
+            )
         operator = bilevel.lasso(unwritten(A), y, theta, outer, rtol=1e-13)
         assert float(operator.gradient) == pytest.approx(float(found.gradient), rel=1e-7)
         assert operator.margin == pytest.approx(found.margin, abs=1e-7)
@@ -529,10 +550,6 @@ def test_elastic_net_is_the_derivative(broken):
         if found.margin < 0.02 or np.abs(found.x[found.x != 0]).min() < 0.02:
             continue
         tested += 1
-        numeric = slopes(
-            lambda t, p=(A, y, outer): bilevel.elastic_net(p[0], p[1], t, p[2], rtol=1e-13).value,
-            theta,
-        )
         claimed = found.gradient
         if broken == "the two exchanged":
             claimed = claimed[::-1]
@@ -541,7 +558,13 @@ def test_elastic_net_is_the_derivative(broken):
             psi = np.linalg.lstsq(A[:, on].T @ A[:, on], outer.gradient(found.x)[on], rcond=None)[0]
             claimed = -lams * np.array([np.sign(found.x[on]) @ psi, found.x[on] @ psi])
         with rejects(broken):
-            np.testing.assert_allclose(claimed, numeric, rtol=1e-6)
+            assert checks.gradients(
+                lambda t, p=(A, y, outer): (
+                    bilevel.elastic_net(p[0], p[1], t, p[2], rtol=1e-13).value
+                ),
+                theta,
+                {"on the support": claimed},
+            )
         operator = bilevel.elastic_net(unwritten(A), y, theta, outer, rtol=1e-13)
         np.testing.assert_allclose(operator.gradient, found.gradient, rtol=1e-7)
         # λ₂ to 0 is the LASSO.
@@ -660,10 +683,11 @@ def test_dependent_columns():
     theta = np.array([level, -2.0])
     both = bilevel.elastic_net(twice, y, theta, loss, rtol=1e-13)
     np.testing.assert_allclose(both.x[:4], both.x[20:], atol=1e-9)
-    numeric = slopes(
-        lambda t: bilevel.elastic_net(twice, y, t, loss, rtol=1e-13).value, theta, 1e-4
+    assert checks.gradients(
+        lambda t: bilevel.elastic_net(twice, y, t, loss, rtol=1e-13).value,
+        theta,
+        {"on the support": both.gradient},
     )
-    np.testing.assert_allclose(both.gradient, numeric, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- unrolling
@@ -720,11 +744,13 @@ def test_unrolled_is_the_derivative_of_the_truncated_loss(steps, broken):
         "linearized one step later": lambda x, t, k: case["linearize"](case["step"](x, t, k), t, k),
     }[broken]
     found = unroll(case, steps, linearize=linearize)
-    by_theta = slopes(lambda t: unroll(case, steps, t).value, case["theta"])
-    by_start = slopes(lambda x: unroll(case, steps, x0=x).value, case["x0"])
     with rejects(broken):
-        np.testing.assert_allclose(found.gradient, by_theta, rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(found.adjoint, by_start, rtol=1e-8, atol=1e-10)
+        assert checks.gradients(
+            lambda t: unroll(case, steps, t).value, case["theta"], {"by theta": found.gradient}
+        )
+        assert checks.gradients(
+            lambda x: unroll(case, steps, x0=x).value, case["x0"], {"by x0": found.adjoint}
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9])
@@ -928,19 +954,20 @@ def test_experts_derivatives(kind, filters, rng):
     y = rng.standard_normal((5, 6) if A is None else A.out_shape)
     theta, x = 0.5 * rng.standard_normal(filters), rng.standard_normal((5, 6))
     g = bilevel.experts(A, y, theta, eps=0.3)
-    np.testing.assert_allclose(g.gradient(x), slopes(g.value, x), rtol=1e-6, atol=1e-8)
+    assert checks.gradients(g.value, x, {"gradient": g.gradient})
     H, C = g.hessian(x), g.cross(x)
     v, t = rng.standard_normal(x.shape), rng.standard_normal(filters)
-    along = slopes(lambda s: np.sum(g.gradient(x + s * v) * x), np.array(0.0))
-    assert np.sum((H @ v) * x) == pytest.approx(float(along), rel=1e-7)
+    assert checks.gradients(
+        lambda s: np.sum(g.gradient(x + s * v) * x),
+        np.array(0.0),
+        {"hessian": np.array(np.sum((H @ v) * x))},
+    )
 
     # g_xθ: the derivative of ∇_x g by θ, and its adjoint.
     def turned(s):
         return np.sum(bilevel.experts(A, y, theta + s * t, eps=0.3).gradient(x) * v)
 
-    assert np.sum((C @ t) * v) == pytest.approx(
-        float(slopes(turned, np.array(0.0), 1e-4)), rel=1e-6
-    )
+    assert checks.gradients(turned, np.array(0.0), {"cross": np.array(np.sum((C @ t) * v))})
     assert np.sum((C.H @ v) * t) == pytest.approx(np.sum((C @ t) * v), rel=1e-11)
     assert np.sum((H.H @ v) * x) == pytest.approx(np.sum((H @ v) * x), rel=1e-11)
 
@@ -971,25 +998,18 @@ def learning(kind: str) -> tuple:
     return A, y, 0.4 * rng.standard_normal((2, 3, 3)), truth
 
 
-@functools.cache
-def differences_of_learning(kind: str) -> np.ndarray:
-    A, y, theta, truth = learning(kind)
-    return slopes(lambda t: learned(A, y, t, truth)[0], theta)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [None, "the direct part only", "sign"])
 @pytest.mark.parametrize("kind", ["identity", "convolution"])
-def test_experts_hypergradient(kind, broken):
+def test_experts_hypergradient(kind):
     A, y, theta, truth = learning(kind)
     _, gradient, x = learned(A, y, theta, truth)
-    numeric = differences_of_learning(kind)
-    if broken == "sign":
-        gradient = -gradient
-    elif broken:
-        gradient = -(bilevel.experts(A, y, theta, eps=0.2).cross(x).H @ (x - truth))
-    with rejects(broken):
-        np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-8)
+    ways = {
+        "implicit": gradient,
+        "sign": -gradient,
+        "no inverse": -(bilevel.experts(A, y, theta, eps=0.2).cross(x).H @ (x - truth)),
+    }
+    table = checks.gradients(lambda t: learned(A, y, t, truth)[0], theta, ways, directions=3)
+    assert list(table.verdicts.values()) == ["agrees", "wrong sign", "differs"], str(table)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -1150,20 +1170,20 @@ def clients(number: int, like: Any = DOUBLE, n: int = 6) -> list:
     return found
 
 
-@pytest.mark.parametrize("broken", [None, "without the factor rho", "envelope", "one client lost"])
 @pytest.mark.parametrize("rho", [0.05, 1.0, 30.0])
-def test_federated_is_the_derivative(rho, broken):
+def test_federated_is_the_derivative(rho):
     group, x0 = clients(3), np.random.default_rng(4).standard_normal(6)
     found = bilevel.federated(group, x0, rho=rho, rtol=1e-13)
-    numeric = slopes(lambda x: bilevel.federated(group, x, rho=rho, rtol=1e-13).value, x0)
-    claimed = {
-        None: found.gradient,
-        "without the factor rho": found.gradient / (rho + 1),
+    ways = {
+        "implicit": found.gradient,
+        "without the factor rho": found.gradient / (rho + 1.5),
         "envelope": rho * (3 * x0 - found.x.sum(axis=0)),
         "one client lost": bilevel.federated(group[:2], x0, rho=rho).gradient,
-    }[broken]
-    with rejects(broken):
-        np.testing.assert_allclose(claimed, numeric, rtol=1e-6, atol=1e-9)
+    }
+    table = checks.gradients(
+        lambda x: bilevel.federated(group, x, rho=rho, rtol=1e-13).value, x0, ways
+    )
+    assert list(table.verdicts.values()) == ["agrees", *3 * ["differs"]], str(table)
     assert found.x.shape == (3, 6)
     apart = [bilevel.federated([each], x0, rho=rho, rtol=1e-13) for each in group]
     np.testing.assert_allclose(sum(each.gradient for each in apart), found.gradient, rtol=1e-9)
@@ -1283,15 +1303,14 @@ def test_ode_is_the_derivative(grid, broken, rng):
         "sign of f_p": {"f_p": lambda x, p, t: -pendulum_p(x, p, t)},
         "half a step of f_p": {"f_p": lambda x, p, t: pendulum_p(x, p, t) / 2},
     }[broken]
-    by_p = slopes(lambda q: swing(q, x0, t, Z).value, p)
-    by_x0 = slopes(lambda x: swing(p, x, t, Z).value, x0)
     with rejects(broken):
         try:
             found = swing(p, x0, t, Z, **parts)
         except ValueError as error:  # Newton's method needs f_x too
             raise AssertionError(str(error)) from None
-        np.testing.assert_allclose(found.gradient, by_p, rtol=1e-7, atol=1e-9)
-        np.testing.assert_allclose(found.adjoint[0], by_x0, rtol=1e-7, atol=1e-9)
+        assert checks.gradients(lambda q: swing(q, x0, t, Z).value, p, {"by p": found.gradient})
+        by_x0 = {"by x0": found.adjoint[0]}
+        assert checks.gradients(lambda x: swing(p, x, t, Z).value, x0, by_x0)
 
 
 def test_ode_is_of_second_order_and_stable():

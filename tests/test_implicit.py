@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import assert_alike, eps, relative, to_numpy
 
-from course_lib import implicit
+from course_lib import checks, implicit
 from course_lib.arrays import asarray_like
 from course_lib.functionals import soft_threshold
 from course_lib.implicit import (
@@ -287,16 +287,15 @@ def test_tanh_fixed_point_against_differences(seed, torch):
     x = tanh_fixed_point(W, b)
     G = np.diag(1 - x**2)
     by_b = fixed_point_vjp(G @ W, G, v)
-    np.testing.assert_allclose(
-        by_b, differences(lambda b: tanh_fixed_point(W, b), b).T @ v, atol=1e-9
-    )
-    np.testing.assert_allclose(by_b, root_vjp(np.eye(4) - G @ W, -G, v), atol=1e-12)
+    ways = {"fixed point": by_b, "root": root_vjp(np.eye(4) - G @ W, -G, v)}
+    linear = (np.eye(4) - G @ W, -G, v)
+    assert checks.gradients(lambda b: v @ tanh_fixed_point(W, b), b, ways, linear=linear)
+    np.testing.assert_allclose(ways["root"], by_b, atol=1e-12)
     T_W = LinearOperator(
         lambda dW: G @ (dW @ x), lambda w: np.outer(G @ w, x), (4, 4), (4,), like=x
     )
     by_W = fixed_point_vjp(G @ W, T_W, v)
-    slow = differences(lambda W: tanh_fixed_point(W, b), W).T @ v
-    np.testing.assert_allclose(by_W.ravel(), slow, atol=1e-9)
+    assert checks.gradients(lambda W: v @ tanh_fixed_point(W, b), W, {"fixed point": by_W})
 
     def step(x, W, b):
         return torch.tanh(W @ x + b)

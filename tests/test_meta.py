@@ -209,13 +209,14 @@ def test_maml_by_differences(steps, kind, broken):
             psi = psi - rate * one.hvp(w, psi)  # wrong unless the rate is one number
         return psi
 
-    with rejects(broken if steps and kind != "plain" else None):
-        assert checks.taylor(value, gradient, theta)
     found = meta.maml(one, theta, step=step, **options)
+    with rejects(broken if steps and kind != "plain" else None):
+        assert checks.gradients(
+            value, theta, {"maml": gradient}, first_order=one.query.gradient(found.weights)
+        )
     if isinstance(step, float):
-        h = 1e-6
-        numerical = (value(theta, step + h) - value(theta, step - h)) / (2 * h)
-        assert float(found.step_gradient) == pytest.approx(float(numerical), rel=1e-7, abs=1e-12)
+        by_step = {"by the step": np.asarray(found.step_gradient)}
+        assert checks.gradients(lambda a: value(theta, float(a)), np.asarray(step), by_step)
     else:
         assert checks.taylor(
             lambda a: value(theta, a),
@@ -353,19 +354,17 @@ def test_imaml_by_differences(broken):
     one, rho = nonlinear(3), 0.7
     theta = np.random.default_rng(4).standard_normal(4)
 
-    def gradient(theta):
-        found = meta.imaml(one, theta, rho=rho, rtol=1e-13)
-        g, H = (
-            one.query.gradient(found.weights),
-            np.stack([one.hvp(found.weights, v) for v in np.eye(4)]),
-        )
-        if broken is None:
-            return found.gradient
-        return np.linalg.solve(np.eye(4) + rho * H, g) if "rho" in broken else g
-
+    found = meta.imaml(one, theta, rho=rho, rtol=1e-13)
+    g = one.query.gradient(found.weights)
+    H = np.stack([one.hvp(found.weights, v) for v in np.eye(4)])
+    ways = {
+        None: {"imaml": found.gradient, "closed form": np.linalg.solve(np.eye(4) + H / rho, g)},
+        "rho for 1/rho": {"imaml": np.linalg.solve(np.eye(4) + rho * H, g)},
+        "no Hessian": {"imaml": g},
+    }[broken]
     with rejects(broken):
-        assert checks.taylor(
-            lambda t: meta.imaml(one, t, rho=rho, rtol=1e-13).value, gradient, theta
+        assert checks.gradients(
+            lambda t: meta.imaml(one, t, rho=rho, rtol=1e-13).value, theta, ways, first_order=g
         )
     found = meta.imaml(one, theta, rho=rho, rtol=1e-12)
     assert found.converged, found.reason
@@ -456,7 +455,7 @@ def test_hypergradients_by_differences(name, by_hand, torch):
             x = rule(x, theta, k)
         return outer.value(x)
 
-    assert checks.taylor(forward, lambda theta: found(theta).gradient, theta)
+    assert checks.gradients(forward, theta, {"unrolled": lambda theta: found(theta).gradient})
     assert_alike(found(theta).gradient, like)
 
 
