@@ -132,6 +132,7 @@ def dense_tikhonov(problem: dict, theta: np.ndarray) -> tuple[float, np.ndarray]
     return 0.5 * np.sum((B @ x - z) ** 2), np.array(gradient).reshape(theta.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tikhonov_is_the_derivative(name):
     """Closed form, implicit and differences agree; the protocol names what is wrong."""
@@ -870,6 +871,7 @@ def living_states(steps: int, slots: int) -> int:
     return most[0]
 
 
+@pytest.mark.slow
 def test_checkpoints_save_memory():
     # Beside the kept states there are the last one and those of the step that is being taken.
     for slots in (1, 2, 4, 8):
@@ -877,6 +879,7 @@ def test_checkpoints_save_memory():
     assert living_states(60, 60) > 55
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "too few steps"])
 def test_unrolling_tends_to_the_implicit_derivative(broken, report_line):
     ratios = []
@@ -1170,6 +1173,7 @@ def clients(number: int, like: Any = DOUBLE, n: int = 6) -> list:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.05, 1.0, 30.0])
 def test_federated_is_the_derivative(rho):
     group, x0 = clients(3), np.random.default_rng(4).standard_normal(6)
@@ -1449,6 +1453,7 @@ def test_descend_saves_steps_by_warm_starts(broken, report_line):
         report_line(f"descend: inner steps, warm / cold at the same points {summary(shares)}")
 
 
+@pytest.mark.slow
 def test_descend_many_hyperparameters():
     problem = dict(instance("entries", seed=5))
     start = outer_loss(problem)(problem["theta"], rtol=1e-10)
@@ -1463,6 +1468,7 @@ def test_descend_many_hyperparameters():
     assert (np.diff(values) <= 1e-6 * values[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lasso", "elastic net"])
 def test_descend_on_sparse_problems(method):
     A, y, outer, level = sparse_problem(4)

@@ -106,6 +106,7 @@ def test_a_function_stays_within_25_statements(name):
 # ---------------------------------------------------------------- linearize
 
 
+@pytest.mark.slow
 def test_linearize_is_the_jacobian(torch):
     """Both directions of both derivatives, of a map between arrays of three shapes."""
     gen = torch.Generator().manual_seed(1)
@@ -278,6 +279,7 @@ def tanh_fixed_point(W, b):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_tanh_fixed_point_against_differences(seed, torch):
     """x = tanh(Wx + b): dx/db and dx/dW, by hand and by torch, as a root and as a fixed point."""

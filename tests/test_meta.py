@@ -838,6 +838,7 @@ def mode(eta_h: float, beta: float, *, ema: bool = False) -> np.ndarray:
     return np.linalg.eigvals(T_x.to_dense())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, "steep needs less momentum"])
 def test_e34_momentum(broken):
     radii = [f"{abs(mode(2.5, beta)).max():.3g}" for beta in (0.0, 0.5, 0.9)]
@@ -870,6 +871,7 @@ def test_e34_momentum(broken):
     assert worst == pytest.approx(math.sqrt(beta), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_e34_unrolled_loss_has_many_minima(report_line):
     """As a function of β, after 15 steps on two curvatures."""
     h = np.array([0.1, 1.0])

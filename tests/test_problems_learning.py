@@ -162,6 +162,7 @@ def squares(sets) -> list[tuple[str, str, int, int]]:
     return [(part, *place) for part in sets.places for place in sets.places[part]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "reduce"), [(32, 2), (20, 1), (17, 3)])
 def test_patches_are_where_they_are_said_to_be(size, reduce):
     sets = problems.pictures(size, reduce=reduce, train=20, seed=4)
