@@ -95,10 +95,11 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Leave to the full run: the strict array library, single precision, the claims."""
+    """Leave to the full run: the second array library, single precision, the claims."""
     items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))
     for item in items:
-        kind = "array_api_strict" in item.name or "float32" in item.name
+        library = item.callspec.params.get("xp", "numpy") if hasattr(item, "callspec") else "numpy"
+        kind = "array_api_strict" in item.name or "float32" in item.name or library != "numpy"
         if kind or item.path.name.startswith("test_claims_0"):
             item.add_marker(pytest.mark.slow)
 
