@@ -7,6 +7,7 @@ They are for our own tests and for students: each takes plain functions too, and
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -481,7 +482,8 @@ class GradientTable(Check):
     best: int
 
     def __str__(self) -> str:
-        return f"{self.table}\n{self.message}"
+        lines = self.message.splitlines()
+        return "\n".join([self.table, *(fill(line, 76, subsequent_indent="  ") for line in lines)])
 
     __repr__ = __str__
 
@@ -576,7 +578,8 @@ def gradients(
     by theta               2.000000000    14.778112198   ...   agrees
     by lambda              2.000000000     5.436563657   6e-01   factor lambda
     ─────────────────────────────────────────────────────────────────────────────
-    'by lambda' is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing
+    'by lambda' is dJ/d(lambda): where theta = log(lambda), the factor lambda is
+      missing
     """
     theta, rtol = detach(as_real(theta, "theta")), as_scalar(rtol, "rtol", positive=True)
     require(
@@ -770,8 +773,8 @@ def _doubts(found: _Differences, rows: list[_Row], residual: float, rtol: float)
 
 
 def _table(found: _Differences, rows: list[_Row], kind: str) -> str:
-    """Return the table; of many directions, three are shown."""
-    count, shown = found.values.size, min(found.values.size, 3)
+    """Return the table; of many directions, two are shown: a page of the book is narrow."""
+    count, shown = found.values.size, min(found.values.size, 2)
     style, h = "16.9f" if 1e-3 <= found.size < 1e5 else "16.8e", found.steps[found.best]
     rows = [_Row("finite differences", found.values, found.floor, f"floor, h = {h:.0e}"), *rows]
     width = max(len(row.name) for row in rows)

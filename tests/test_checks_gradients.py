@@ -81,18 +81,21 @@ def test_right_gradients_agree():
 def test_the_table_can_be_read():
     result = checks.gradients(ridge, THETA, {**RIGHT, "minus": -ridge_gradient(THETA)})
     title, rule, head, measure, _, *rows, last = result.table.splitlines()
-    assert title == "Derivatives of J along 3 of 6 axes"
+    assert title == "Derivatives of J along 2 of 6 axes"
     assert rule == last == "─" * max(map(len, (head, measure, *rows)))
-    assert head.split() == ["axis", "1", "axis", "2", "axis", "3", "error"]
+    assert head.split() == ["axis", "1", "axis", "2", "error"]
     assert measure.startswith("finite differences ")
     assert [row.split("  ")[0] for row in rows] == [*RIGHT, "minus"]
-    expected = ridge_gradient(THETA)[:3]
+    expected = ridge_gradient(THETA)[:2]
     for row in (measure, *rows[:3]):
-        numbers = [float(word) for word in row[18:].split() if "." in word][:3]
+        numbers = [float(word) for word in row[18:].split() if "." in word][:2]
         np.testing.assert_allclose(numbers, expected, atol=2e-9)
         # Columns stand below each other.
-        assert {row[18 + 16 * j - 1] for j in (1, 2, 3)} <= set("0123456789")
-    assert str(result) == repr(result) == f"{result.table}\n{result.message}"
+        assert {row[18 + 16 * j - 1] for j in (1, 2)} <= set("0123456789")
+    assert str(result) == repr(result)
+    assert str(result).startswith(result.table)
+    assert str(result).split() == f"{result.table}\n{result.message}".split()
+    assert max(map(len, str(result).splitlines())) <= 78
     assert rows[-1].endswith("   wrong sign")
 
 
@@ -120,7 +123,7 @@ def test_mistakes_are_called_by_name(wrong, verdict, words, directions):
     assert result.verdicts == {"right": "agrees", "way": verdict}
     assert words in result.message
     assert "right" not in result.message
-    assert ("axes" if directions == 6 else "3 of 3 random directions") in result.table
+    assert ("axes" if directions == 6 else "2 of 3 random directions") in result.table
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ def test_the_curve_is_a_v_and_its_bottom_is_found():
     assert checks.slope(result.steps[:5], error[:5]) == pytest.approx(2, abs=0.05)
     # Not worse than ten times the least, which nobody knows beforehand.
     assert error[result.best] < 10 * error.min()
-    floor = float(result.table.splitlines()[3].split()[5])
+    floor = float(result.table.splitlines()[3].split()[4])
     assert error[result.best] <= floor * np.abs(ridge_gradient(THETA)).max()
     assert "floor, h = " in result.table
 
@@ -426,7 +429,7 @@ def test_every_library_and_many_parameters(like64):
     J, ways = (lambda z: inner(z, z * z)), {"right": lambda z: 3.0 * z * z, "wrong": 3.0 * theta}
     result = checks.gradients(J, theta, ways)
     assert result.verdicts == {"right": "agrees", "wrong": "differs"}
-    assert "3 of 8 random directions" in result.table
+    assert "2 of 8 random directions" in result.table
     assert result.differences.shape == (13, 8)
     small = checks.gradients(J, theta, ways, directions=3)
     assert small.differences.shape == (13, 3)
