@@ -15,6 +15,14 @@ from .arrays import Array, require
 __all__ = ["all_reduce", "attach", "batched", "gradient", "gradient_and_hvp", "hvp", "partials"]
 
 
+def _check(*points: Array) -> None:
+    for x in points:
+        require(
+            isinstance(x, torch.Tensor) and x.is_floating_point(),
+            f"autodiff needs torch tensors of floating-point numbers: got {type(x).__name__}",
+        )
+
+
 def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
     r"""Return :math:`x\mapsto\nabla_xf(x,\dots)` for an f whose value is one number.
 
@@ -31,6 +39,7 @@ def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     def scalar(x: Array, *rest: Any) -> Array:
+        _check(x)
         value = f(x, *rest)
         shape = getattr(value, "shape", None)
         require(shape == (), f"f must return one number, as a tensor of shape (): got {shape}")
@@ -55,10 +64,12 @@ def gradient_and_hvp(
     >>> g, product(torch.tensor([1.0, 0.0]))
     (tensor([4., 4.]), tensor([0., 4.]))
     """
+    _check(x)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = f(x)
-        require(value.shape == (), f"f must return one number: got shape {tuple(value.shape)}")
+        shape = getattr(value, "shape", None)
+        require(shape == (), f"f must return one number, as a tensor of shape (): got {shape}")
         # The zero stands for a Hessian where f is linear or does not depend on x.
         (g,) = torch.autograd.grad(value + (0 * x * x).sum(), x, create_graph=True)
     return g.detach(), lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0]
@@ -84,6 +95,8 @@ def hvp(f: Callable[..., Array]) -> Callable[..., Array]:
     slope = gradient(f)
 
     def product(x: Array, v: Array, *rest: Any) -> Array:
+        _check(x, v)
+        require(x.shape == v.shape, f"v must have the shape of x: {x.shape}, got {v.shape}")
         with warnings.catch_warnings():
             # torch compiles rules of its own at the first call, and warns of how it does.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
@@ -118,6 +131,7 @@ def partials(F: Callable[..., Array], *points: Array) -> list[tuple[Callable, Ca
     >>> by_theta[0](torch.tensor(1.0)), by_theta[1](torch.tensor([1.0, 1.0]))
     (tensor([1., 4.]), tensor(5.))
     """
+    _check(*points)
     with torch.enable_grad():
         points = [point.detach().requires_grad_() for point in points]
         value = F(*points)

@@ -35,7 +35,7 @@ from .arrays import (
     to_numpy,
 )
 from .iterate import Result, residual_rule, run
-from .linear import _lanczos, _system, bicgstab, cg, gmres, minres
+from .linear import _lanczos, _product, _system, bicgstab, cg, gmres, minres
 from .operators import LinearOperator, as_operator, diagonal, matrix
 
 __all__ = [
@@ -110,7 +110,7 @@ def _answer(solver: Callable, A: LinearOperator, b: Array) -> Array:
     found = solver(A, b)
     if not getattr(found, "converged", True):
         raise ValueError(f"the linear system must be solved: {found.reason}")
-    return getattr(found, "x", found)
+    return as_real(getattr(found, "x", found), "the solution", shape=A.in_shape, like=b)
 
 
 def _pair(F_x: Any, F_theta: Any) -> tuple[LinearOperator, LinearOperator]:
@@ -288,7 +288,8 @@ def sylvester(A: Array, B: Array, C: Array) -> Array:
     Raises
     ------
     ValueError
-        If shapes do not fit, or a sum of eigenvalues is zero to rounding.
+        If shapes do not fit, or a sum of eigenvalues is zero to rounding; also where only the
+        residual shows it.
 
     Examples
     --------
@@ -309,7 +310,16 @@ def sylvester(A: Array, B: Array, C: Array) -> Array:
         "AX + XB = C must have one solution: expected no sum of an eigenvalue of A and one of "
         f"B to be zero, got {least:.1e}",
     )
-    return asarray_like(solve_sylvester(a, b, c), C)
+    X = solve_sylvester(a, b, c)
+    # Eigenvalues of a matrix that is not normal hide that it is singular; its residual does not.
+    with np.errstate(over="ignore", invalid="ignore"):
+        left = np.abs(a @ X + X @ b - c).max()
+    require(
+        left <= 1e-3 * np.abs(c).max(),
+        f"AX + XB = C must be solvable to rounding: expected a residual below 1e-3 of C, got "
+        f"{left:.1e}",
+    )
+    return asarray_like(X, C)
 
 
 def sylvester_jvp(A: Array, B: Array, X: Array, dA: Array, dB: Array, dC: Array) -> Array:
@@ -323,9 +333,9 @@ def sylvester_jvp(A: Array, B: Array, X: Array, dA: Array, dB: Array, dC: Array)
     array([[0.5]])
     """
     dC = as_real(dC, "dC", ndim=2)
-    X = as_real(X, "X", shape=tuple(dC.shape))
-    dA = as_real(dA, "dA", shape=(dC.shape[0],) * 2)
-    dB = as_real(dB, "dB", shape=(dC.shape[1],) * 2)
+    X = as_real(X, "X", shape=tuple(dC.shape), like=dC)
+    dA = as_real(dA, "dA", shape=(dC.shape[0],) * 2, like=dC)
+    dB = as_real(dB, "dB", shape=(dC.shape[1],) * 2, like=dC)
     return sylvester(A, B, dC - dA @ X - X @ dB)
 
 
@@ -344,7 +354,7 @@ def sylvester_vjp(A: Array, B: Array, X: Array, v: Array) -> tuple[Array, Array,
     [-1.0, -1.0, 0.5]
     """
     A, B, v = as_real(A, "A", ndim=2), as_real(B, "B", ndim=2), as_real(v, "v", ndim=2)
-    X = as_real(X, "X", shape=tuple(v.shape))
+    X = as_real(X, "X", shape=tuple(v.shape), like=v)
     Psi = sylvester(A.T, B.T, v)
     return -Psi @ X.T, -X.T @ Psi, Psi
 
@@ -366,7 +376,10 @@ def neumann(T_x: Any, v: Array, terms: int) -> Array:
     array([1.75])
     """
     T_x = as_operator(T_x)
-    total = term = as_real(v, "v", shape=T_x.in_shape)
+    require(
+        T_x.in_shape == T_x.out_shape, f"T_x must be square: got {T_x.in_shape} -> {T_x.out_shape}"
+    )
+    total = term = as_real(v, "v", shape=T_x.in_shape, like=T_x.like)
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(as_count(terms, "terms", minimum=1) - 1):
             term = T_x @ term
@@ -410,7 +423,8 @@ class Solution:
     condition : float or None
         Estimate of the condition number. By Ritz values it is too small rather than too large.
     predicted : int or None
-        Steps that conjugate gradients need at most, by this condition number.
+        Steps after which conjugate gradients have reduced the error by rtol, in the norm of A, if
+        this condition number is right: an upper bound.
     tried : tuple of str
         All methods, in order.
     """
@@ -429,7 +443,8 @@ class Solution:
 def _symmetric(A: LinearOperator, like: Array, seed: int = 0) -> bool:
     """Test the symmetry on three random pairs, by the size of the products."""
     rng = np.random.default_rng(seed)
-    tolerance = 100 * _eps(like) * math.sqrt(math.prod(A.in_shape))
+    # The asymmetry of random pairs falls like 1/√n against the size: so must what is allowed.
+    tolerance = 100 * _eps(like)
     for _ in range(3):
         u, v = (asarray_like(rng.standard_normal(A.in_shape), like) for _ in range(2))
         Au, Av = A @ u, A @ v
@@ -440,12 +455,6 @@ def _symmetric(A: LinearOperator, like: Array, seed: int = 0) -> bool:
         if abs(to_float(inner(Au, v) - inner(u, Av))) > tolerance * size:
             return False
     return True
-
-
-def _frobenius(A: LinearOperator, like: Array, seed: int = 1) -> float:
-    """Estimate the Frobenius norm from one product: E‖Ag‖² = ‖A‖² for standard normal g."""
-    g = asarray_like(np.random.default_rng(seed).standard_normal(A.in_shape), like)
-    return to_float(norm(A @ g))
 
 
 def _eps(like: Array) -> float:
@@ -481,8 +490,9 @@ def _direct(M: Array, b: Array) -> tuple[np.ndarray, str, float]:
         x, reciprocal = lapack.dgetrs(factor, pivots, rhs)[0], lapack.dgecon(factor, size)[0]
         method = "lu"
     condition = 1 / reciprocal if reciprocal > 0 and info == 0 else math.inf
-    if condition * eps > 1e-2:
-        # No digit would be right: the least-squares solution with a small damping instead.
+    # LAPACK computes in double precision, whatever the precision of the entries.
+    if condition > min(1e-2 / np.finfo(float).eps, 1 / eps):
+        # Singular to rounding: the least-squares solution with a small damping instead.
         rows = np.vstack([A, max(math.sqrt(eps) * size, 1e-300) * np.eye(len(A))])
         x = np.linalg.lstsq(rows, np.append(rhs, np.zeros(len(A))), rcond=None)[0]
         method = "damped"
@@ -515,7 +525,7 @@ def solve(
     r"""Solve :math:`Ax=b` by a method that is chosen by looking at A, and verify the residual.
 
     A matrix with at most ``direct`` rows is factored (Cholesky if it is symmetric positive
-    definite, else LU), whatever its condition number. All others are used through their products:
+    definite, else LU). All others are used through their products:
     symmetry is tested on random vectors, the spectrum is estimated by a few Lanczos steps, and
     conjugate gradients, MINRES (negative curvature) or BiCGSTAB (not symmetric) begin. When one of
     them stops early, the next goes on from the best x so far. The residual that counts is computed
@@ -526,7 +536,8 @@ def solve(
     A : LinearOperator or array, square
     b : array
     rtol : float
-        Promise :math:`\|b-Ax\|\le\mathrm{rtol}\,\|b\|`, or what rounding allows.
+        Promise :math:`\|b-Ax\|\le\mathrm{rtol}\,\|b\|`, or what rounding allows:
+        :math:`10\,\epsilon\|A\|\|x\|`, and never more than :math:`10^{-3}\|b\|`.
     x0 : array, optional
         Start of the iterations: the solution of a similar system, say.
     max_iter : int, optional
@@ -541,7 +552,8 @@ def solve(
     -------
     Solution
         ``converged`` is False, and ``reason`` says why, where the promise was not kept. A matrix
-        that is singular to rounding gets a damped least-squares solution, named so.
+        that is singular to rounding gets a damped least-squares solution, named so. Torch does
+        not differentiate x: :func:`layer` is for that.
 
     Raises
     ------
@@ -557,6 +569,9 @@ def solve(
     """
     A, b, x = _system(A, b, x0, square=True)
     b, size = detach(b), math.prod(A.in_shape)
+    budget = min(max(10 * size, 100), 10_000) if max_iter is None else max_iter
+    budget, direct = as_count(budget, "max_iter"), as_count(direct, "direct")
+    _product(preconditioner, A)
     rtol = max(as_scalar(rtol, "rtol", positive=True), 10 * _eps(b))
     if to_float(norm(b)) == 0:
         return Solution(0 * b, True, "b is zero", "none", 0, 0.0, None, None, ())
@@ -564,7 +579,6 @@ def solve(
         found, method, condition = _direct(A.matrix, b)
         return _solution(A, b, asarray_like(found, b), rtol, (method,), method, 0, condition, None)
     methods, condition, predicted = _plan(A, b, rtol)
-    budget = min(max(10 * size, 100), 10_000) if max_iter is None else max_iter
     best, steps, tried = methods[0], 0, []
     left = to_float(norm(b) if x0 is None else norm(b - A @ x))
     for method in methods:
@@ -602,9 +616,11 @@ def _solution(
     """Return the record; the true residual decides."""
     scale = to_float(norm(b))
     residual = to_float(norm(b - A @ x)) / scale
-    if not residual <= rtol:
+    if rtol < residual <= 1e-3:
         # What rounding allows: in floating point nobody promises more than a small backward error.
-        rtol = max(rtol, 10 * _eps(b) * _frobenius(A, b) * to_float(norm(x)) / scale)
+        # Not more than 1e-3: with a huge x any residual would be small beside ‖A‖‖x‖.
+        allowed = 10 * _eps(b) * A.norm(rtol=0.5, like=b) * to_float(norm(x)) / scale
+        rtol = max(rtol, min(1e-3, allowed))
     converged = residual <= rtol and method != "damped"
     reason = f"{' after '.join(reversed(tried))}: relative residual {residual:.1e}"
     reason += f", asked for {rtol:.1e}" if not converged else ""
@@ -642,12 +658,16 @@ def ilu(M: Any, *, drop_tol: float = 1e-4, fill_factor: float = 10.0) -> LinearO
 
     Parameters
     ----------
-    M : scipy.sparse matrix
+    M : scipy.sparse matrix, square
+    drop_tol : float
+        At least 0.
+    fill_factor : float
+        At least 1.
 
     Raises
     ------
     ValueError
-        If M is not sparse, or a pivot is zero.
+        If M is not sparse, square, real and finite, or a pivot is zero.
 
     Examples
     --------
@@ -662,13 +682,22 @@ def ilu(M: Any, *, drop_tol: float = 1e-4, fill_factor: float = 10.0) -> LinearO
         is_sparse(M) and hasattr(M, "tocsc"),
         f"ilu needs a scipy.sparse matrix: got {type(M).__name__}",
     )
+    drop = as_scalar(drop_tol, "drop_tol", minimum=0.0)
+    fill = as_scalar(fill_factor, "fill_factor", minimum=1.0)
+    A = matrix(M)
+    require(A.in_shape == A.out_shape, f"M must be square: got shape {M.shape}")
     try:
-        factors = spilu(M.tocsc(), drop_tol=drop_tol, fill_factor=fill_factor)
+        factors = spilu(M.tocsc().astype(float), drop_tol=drop, fill_factor=fill)
     except RuntimeError as error:
         raise ValueError(f"ilu met a zero pivot: {error}") from None
-    n = M.shape[0]
+    least = np.abs(factors.U.diagonal()).min()
+    require(least > np.finfo(float).tiny, f"ilu needs pivots to divide by: got {least:.1e}")
+
+    def product(v: Array, trans: str = "N") -> Array:
+        return factors.solve(v.astype(float), trans).astype(v.dtype)
+
     return LinearOperator(
-        factors.solve, lambda v: factors.solve(v, "T"), (n,), (n,), "ILU", like=np.ones(1)
+        product, lambda v: product(v, "T"), A.in_shape, A.in_shape, "ILU", like=A.like
     )
 
 
@@ -694,12 +723,20 @@ def lbfgs(pairs: list[tuple[Array, Array]]) -> LinearOperator:
     >>> lbfgs([(np.array([1.0, 0.0]), np.array([2.0, 0.0]))]) @ np.array([2.0, 2.0])
     array([1., 1.])
     """
-    require(len(pairs) > 0, "lbfgs needs a pair (s, y): got none")
     # A list of its own: the preconditioner must not change under an iteration.
-    pairs = [(as_real(s, "s"), as_real(y, "y", shape=tuple(s.shape))) for s, y in pairs]
+    pairs = list(pairs)
+    require(len(pairs) > 0, "lbfgs needs a pair (s, y): got none")
+    like = as_real(pairs[0][0], "s")
+    shape = tuple(like.shape)
+    pairs = [
+        (as_real(s, "s", shape=shape, like=like), as_real(y, "y", shape=shape, like=like))
+        for s, y in pairs
+    ]
     curvatures = [to_float(inner(s, y)) for s, y in pairs]
     require(min(curvatures) > 0, f"every pair must have <s, y> > 0: got {min(curvatures):.1e}")
-    start = curvatures[-1] / to_float(inner(pairs[-1][1], pairs[-1][1]))
+    square = to_float(inner(pairs[-1][1], pairs[-1][1]))
+    require(square > 0, "the square of y must not underflow: scale the problem")
+    start = curvatures[-1] / square
 
     def apply(v: Array) -> Array:
         weights = []
@@ -711,8 +748,7 @@ def lbfgs(pairs: list[tuple[Array, Array]]) -> LinearOperator:
             v = v + (weights.pop() - inner(y, v) / curvature) * s
         return v
 
-    shape = tuple(pairs[0][0].shape)
-    return LinearOperator(apply, apply, shape, shape, "L-BFGS", like=pairs[0][0])
+    return LinearOperator(apply, apply, shape, shape, "L-BFGS", like=like)
 
 
 def low_rank(A: Any, rank: int, shift: float, *, like: Array, seed: int = 0) -> LinearOperator:
@@ -746,13 +782,14 @@ def low_rank(A: Any, rank: int, shift: float, *, like: Array, seed: int = 0) -> 
     >>> bool(np.linalg.cond(Pi.to_dense() @ (A + np.eye(3))) < 3)
     True
     """
-    A, omega = as_operator(A), as_scalar(shift, "shift", positive=True)
+    A, omega, like = as_operator(A), as_scalar(shift, "shift", positive=True), as_real(like, "like")
     require(A.in_shape == A.out_shape, f"A must be square: got {A.in_shape} -> {A.out_shape}")
     size = math.prod(A.in_shape)
     rank = as_count(rank, "rank", minimum=1, maximum=size)
     Omega = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, rank)))[0]
     columns = (A @ asarray_like(column.reshape(A.in_shape), like) for column in Omega.T)
     Y = np.stack([to_numpy(column).ravel() for column in columns], axis=1)
+    require(np.isfinite(Y).all(), f"{A.name} must be finite: expected finite products, got others")
     # A small shift keeps the Cholesky factor real; it is taken off again.
     nu = math.sqrt(size) * _eps(like) * max(np.linalg.norm(Y, 2), np.finfo(float).tiny)
     Y = Y + nu * Omega
@@ -923,13 +960,14 @@ def error_bound(
         "lip_grad": lip_grad,
         "lip_direct": lip_direct,
     }
-    for name, number in given.items():
-        as_scalar(number, name, minimum=0.0)
+    r, rho, psi, slope, of_F_x, of_F_theta, of_grad, of_direct = (
+        as_scalar(number, name, minimum=0.0) for name, number in given.items()
+    )
     mu = as_scalar(mu, "mu", positive=True)
-    e = inner_residual / mu
-    adjoint_error = (adjoint_residual + (lip_grad + lip_F_x * adjoint_norm) * e) / mu
-    direct = (lip_direct + lip_F_theta * adjoint_norm) * e
-    return direct + (F_theta_norm + lip_F_theta * e) * adjoint_error
+    e = r / mu
+    adjoint_error = (rho + (of_grad + of_F_x * psi) * e) / mu
+    bound = (of_direct + of_F_theta * psi) * e + (slope + of_F_theta * e) * adjoint_error
+    return math.inf if math.isnan(bound) else bound  # 0 times an e that has overflowed
 
 
 # ------------------------------------------------------------------------------------------------
@@ -946,7 +984,9 @@ def layer(
     r"""Return :math:`\theta\mapsto x^\star(\theta)` as a function that torch differentiates.
 
     What finds x runs without a graph, in O(n) memory; backwards one linear system with
-    :math:`F_x^\top` is solved. Only first derivatives are possible.
+    :math:`F_x^\top` is solved. Only first derivatives are possible, by ``backward`` or
+    ``torch.autograd`` (not ``torch.func``), and only with respect to the thetas: a parameter that F
+    takes from elsewhere gets none.
 
     Parameters
     ----------
@@ -987,7 +1027,7 @@ def layer(
         def pullback(v: Array) -> tuple[Array, ...]:
             F_x, *others = linearize(residual, x, *thetas)
             psi = _answer(solver or solve, F_x.H, v)
-            return tuple(-(F_theta.H @ psi) for F_theta in others)
+            return tuple(as_real(-(F_theta.H @ psi), "the derivative") for F_theta in others)
 
         return autodiff.attach(x, thetas, pullback)
 
@@ -1003,7 +1043,8 @@ def batch_norm(x: Array, *, eps: float = 0.0) -> tuple[Array, Array]:
     Raises
     ------
     ValueError
-        If the batch is constant and eps is 0: every y with the two properties is a solution.
+        If the batch is constant and eps is 0: every y with the two properties is a solution. If
+        a square overflows.
 
     Examples
     --------
@@ -1013,9 +1054,12 @@ def batch_norm(x: Array, *, eps: float = 0.0) -> tuple[Array, Array]:
     """
     x, eps = as_real(x, "x"), as_scalar(eps, "eps", minimum=0.0)
     xp = array_namespace(x)
-    centred = x - xp.mean(x, axis=0)
-    divisor = xp.sqrt(xp.mean(centred**2, axis=0) + eps)
-    # The mean of equal numbers is that number to rounding only.
+    # The mean of equal numbers is that number to rounding only, but the mean of zeros is 0.
+    shifted = x - x[:1, ...]
+    centred = shifted - xp.mean(shifted, axis=0)
+    with np.errstate(over="ignore"):
+        divisor = xp.sqrt(xp.mean(centred**2, axis=0) + eps)
+    divisor = as_real(xp.asarray(divisor), "the standard deviation")
     require(
         eps > 0 or to_float(xp.min(divisor - 4 * _eps(x) * xp.max(xp.abs(x), axis=0))) > 0,
         "the batch must not be constant: its standard deviation is 0, and eps too",
@@ -1036,6 +1080,9 @@ def batch_norm_vjp(y: Array, divisor: Array, v: Array) -> Array:
     >>> bool(abs(batch_norm_vjp(y, d, y)).max() < 1e-15)  # the length of y is fixed
     True
     """
-    y, v = as_real(y, "y"), as_real(v, "v", shape=tuple(y.shape))
+    y = as_real(y, "y")
+    v = as_real(v, "v", shape=tuple(y.shape), like=y)
     xp = array_namespace(y)
+    divisor = as_real(xp.asarray(divisor), "divisor", shape=tuple(y.shape[1:]), like=y)
+    require(to_float(xp.min(divisor)) > 0, "divisor must be positive: it comes from batch_norm")
     return (v - xp.mean(v, axis=0) - y * xp.mean(y * v, axis=0)) / divisor

@@ -224,7 +224,10 @@ def minres(A: Any, b: Array, x0: Array | None = None) -> Iterator[ResidualState]
             size = max(size, to_float(abs(alpha) + beta_old))
             # The left side is ‖Ar‖/‖r‖: zero where r has nothing left in the range of A.
             if to_float(turned**2 + slope**2) ** 0.5 <= eps**0.5 * size:
-                return "breakdown: A is singular to rounding, x is a least-squares solution"
+                return (
+                    "breakdown: A is singular to rounding, and x a least-squares solution; or its "
+                    "condition number is too large for MINRES (above 1/sqrt(eps))"
+                )
             c_old, s_old, pivot = c, s, (turned**2 + beta**2) ** 0.5
             c, s = turned / pivot, beta / pivot
             d, d_old = (v - beside * d - above * d_old) / pivot, d
@@ -350,7 +353,8 @@ def cgls(A: Any, y: Array, x0: Array | None = None) -> Iterator[CGLSState]:
         while True:
             yield CGLSState(x, r, s, p, gamma)
             if to_float(gamma) == 0:
-                return "the gradient is exactly zero"
+                exact = to_float(norm(s)) == 0
+                return "the gradient is exactly zero" if exact else "breakdown: its square is 0"
             q = A @ p
             length = inner(q, q)
             if to_float(length) == 0:
@@ -548,7 +552,7 @@ def gmres(
         while True:
             w, column = _arnoldi(lambda q: A @ precondition(q), Q)
             H = np.column_stack([np.pad(H, ((0, 1), (0, 0))), column])
-            c = np.linalg.lstsq(H, beta * np.eye(len(Q) + 1)[0], rcond=None)[0]
+            c = np.linalg.lstsq(H, beta * np.eye(len(Q) + 1)[0], rcond=eps * len(H))[0]
             u = sum(float(cj) * q for cj, q in zip(c, Q, strict=True))
             x = start + detach(precondition(u))
             exhausted = column[-1] <= 10 * eps * np.linalg.norm(column)

@@ -485,6 +485,19 @@ def test_sylvester_derivatives(shape, rng, like):
     assert relative(found, expected) < (1e-4 if single else 1e-8)
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_sylvester_sees_a_singular_equation_that_is_not_normal(n):
+    """All eigenvalues are 0, but computed ones are as large as eps^(1/n): the residual tells."""
+    rng = np.random.default_rng(n)
+    J = np.diag(np.ones(n - 1), 1)
+    Q, P = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    with pytest.raises(ValueError, match=r"one solution|solvable to rounding"):
+        sylvester(Q @ J @ Q.T, -P @ J @ P.T, rng.standard_normal((n, n)))
+    tiny = 1e-200 * np.eye(2)
+    with pytest.raises(ValueError, match="solvable to rounding"):
+        sylvester(tiny, tiny, 1e200 * np.ones((2, 2)))
+
+
 def test_sylvester_refuses(torch):
     with pytest.raises(ValueError, match=r"no sum of an eigenvalue .* to be zero, got"):
         sylvester(np.diag([1.0, 2.0]), np.diag([-1.0, 5.0]), np.ones((2, 2)))
@@ -550,7 +563,8 @@ def test_neumann_keeps_its_tail(terms):
 def test_neumann_refuses():
     for T, v, terms, words in (
         (np.eye(2), np.ones(3), 1, "v has the wrong shape"),
-        (np.ones((3, 2)), np.ones(2), 3, r"v has|argument|shape"),
+        (np.ones((3, 2)), np.ones(2), 3, "T_x must be square"),
+        (np.ones((1, 3)), np.ones(3), 2, "T_x must be square"),
         (np.eye(2), np.ones(2), 0, "terms is out of range"),
         (np.eye(2), np.ones(2), 2.0, "whole number"),
         (np.eye(2), [1.0, 1.0], 2, "must be an array"),
@@ -786,6 +800,61 @@ def test_large_matrices_are_not_factored(rng):
     assert solve(S, b).method == "cg"
 
 
+def through_products(M):
+    """M as an operator that nobody can factor."""
+    return LinearOperator(
+        lambda x: M @ x, lambda y: M.T @ y, M.shape[1:], M.shape[:1], "products", like=M[0]
+    )
+
+
+def test_no_residual_is_excused_by_a_huge_x():
+    """A singular and b outside its range: x grows until any residual is small beside it."""
+    for dtype in ("float64", "float32"):
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            n = int(rng.integers(2, 8))
+            M = rng.standard_normal((n, n - 1)) @ rng.standard_normal((n - 1, n))
+            M, b = M.astype(dtype), rng.standard_normal(n).astype(dtype)
+            found = solve(through_products(M), b)
+            assert found.residual <= 1e-3 or not found.converged
+            if not found.converged:
+                with pytest.raises(ValueError, match="must be solved"):
+                    root_vjp(through_products(M).H, -np.eye(n, dtype=dtype), b)
+    M = np.array([[1, -1, 0], [0, 1, -1], [-1, 0, 1]], "float32")
+    assert not solve(through_products(M), np.array([1, 4, 9], "float32")).converged
+
+
+def test_long_vectors_hide_no_asymmetry():
+    """Single precision: the asymmetry of random pairs falls like 1/√n, and so does the test."""
+    n, f = 100_000, np.float32
+
+    def apply(x, side=1):
+        return f(2.02) * x - f(1.9) * np.roll(x, side) - f(0.1) * np.roll(x, -side)
+
+    A = LinearOperator(
+        apply, lambda x: apply(x, -1), (n,), (n,), "upwind", like=np.ones(1, "float32")
+    )
+    b = np.random.default_rng(0).standard_normal(n).astype("float32")
+    found = solve(A, b, rtol=1e-4)
+    assert found.converged
+    assert found.tried == ("bicgstab",)
+    # A symmetric operator of that size is seen as one, with the rounding of an FFT.
+    blur = convolution(np.array([1, 2, 1], "float32") / 4, (n,))
+    assert "bicgstab" not in solve(blur.H @ blur, b, max_iter=5).tried
+
+
+def test_single_precision_is_factored_in_double(rng):
+    Q = np.linalg.qr(rng.standard_normal((50, 50)))[0]
+    M = (Q * np.logspace(0, -4.6, 50)) @ Q.T
+    M, v = ((M + M.T) / 2).astype("float32"), rng.standard_normal(50).astype("float32")
+    found = solve(M, v)
+    assert found.method != "damped"
+    assert found.converged
+    np.testing.assert_allclose(
+        found.x, np.linalg.solve(M.astype(float), v.astype(float)), rtol=1e-5, atol=1e-3
+    )
+
+
 def test_solve_changes_nothing(rng, torch):
     A, b, x0 = conditioned(rng, 9, 5.0), rng.standard_normal(9), rng.standard_normal(9)
     copies = [M.copy() for M in (A, b, x0)]
@@ -814,6 +883,9 @@ def test_solve_changes_nothing(rng, torch):
         (np.eye(3), np.ones(3), {"rtol": 0.0}, "rtol must be positive"),
         (np.eye(3), np.ones(3), {"rtol": np.nan}, "rtol must be finite"),
         (np.eye(3), np.ones(3), {"direct": 0, "max_iter": -1}, "max_iter"),
+        (np.eye(3), np.ones(3), {"max_iter": "a"}, "max_iter"),
+        (np.eye(3), np.ones(3), {"direct": math.nan}, "direct"),
+        (np.eye(3), np.ones(3), {"preconditioner": np.eye(5)}, "preconditioner"),
         (np.eye(3), np.ones(3), {"direct": 0, "max_iter": 2.5}, "max_iter"),
         (np.eye(3), np.ones(3), {"direct": 0, "preconditioner": np.eye(2)}, "preconditioner"),
     ],
@@ -881,9 +953,26 @@ def test_ilu_refuses(torch):
         ilu(torch.eye(2).to_sparse_coo())
     with pytest.raises(ValueError, match="square"):
         ilu(scipy.sparse.csc_array(np.ones((3, 2))))
-    for singular in ([[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]):
-        with pytest.raises(ValueError, match="zero pivot"):
-            ilu(scipy.sparse.csc_array(np.array(singular)))
+    for values, options, words in (
+        ([[0.0, 1.0], [0.0, 1.0]], {}, "zero pivot"),
+        ([[0.0, 0.0], [0.0, 0.0]], {}, "must not be empty"),
+        ([[1e-320, 0.0], [0.0, 1.0]], {}, "pivots to divide by"),
+        ([[math.nan, 0.0], [0.0, 1.0]], {}, "must be finite"),
+        ([[1j, 0.0], [0.0, 1.0]], {}, "real"),
+        (np.eye(2), {"fill_factor": -1}, "fill_factor"),
+        (np.eye(2), {"fill_factor": "a"}, "fill_factor"),
+        (np.eye(2), {"drop_tol": math.nan}, "drop_tol"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ilu(scipy.sparse.csc_array(np.array(values)), **options)
+
+
+def test_ilu_in_single_precision(rng):
+    M = scipy.sparse.csc_array(np.diag(np.arange(1.0, 6)) + 0.1 * np.eye(5, k=1), dtype="float32")
+    b = rng.standard_normal(5).astype("float32")
+    x = ilu(M) @ b
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(M @ x, b, rtol=1e-5)
 
 
 def quadratic_pairs(rng, H, m: int):
@@ -1182,6 +1271,8 @@ def test_error_bound_refuses():
                 error_bound(0.1, 0.1, **{**good, name: bad})
     with pytest.raises(ValueError, match="mu must be positive"):
         error_bound(0.1, 0.1, **{**good, "mu": 0.0})
+    assert error_bound(1e-10, 0.0, **{**good, "mu": 1e-320}) == math.inf
+    assert type(error_bound(np.float32(0.1), np.array(0.1), **good)) is float
     for residuals, name in (((-1.0, 0.1), "inner_residual"), ((0.1, math.nan), "adjoint_residual")):
         with pytest.raises(ValueError, match=name):
             error_bound(*residuals, **good)
@@ -1378,6 +1469,12 @@ def test_layer_refuses(torch):
     flat = torch.tensor([0.0, 1.0], requires_grad=True)
     with pytest.raises(ValueError, match="must be solved"):  # F_x = 2x = 0
         root(flat).sum().backward()
+    steep = layer(lambda a: a**0.5, lambda x, a: x - a**0.5)
+    with pytest.raises(ValueError, match="the derivative must be finite"):
+        steep(flat).sum().backward()
+    wrong = layer(lambda a: a, lambda x, a: x - a, solver=lambda A, b: b * math.nan)
+    with pytest.raises(ValueError, match="the solution must be finite"):
+        wrong(flat).sum().backward()
 
 
 # ---------------------------------------------------------------- normalization of a batch
@@ -1427,6 +1524,16 @@ def test_a_constant_batch_is_refused(like):
             y, divisor = batch_norm(x, eps=1e-5)
             assert np.abs(to_numpy(y)).max() <= 4 * eps(like) * abs(value) / 1e-5**0.5
             assert (to_numpy(divisor) > 0).all()
+    # NumPy adds the rows of a long batch one after the other: its mean is off by many roundings.
+    for shape in ((1000, 2), (64, 3), (128, 10)):
+        with pytest.raises(ValueError, match="must not be constant"):
+            batch_norm(asarray_like(np.full(shape, 0.1), like))
+    with pytest.raises(ValueError, match="the standard deviation must be finite"):
+        batch_norm(np.array([1e20, -1e20, 0.0], dtype="float32"))
+    y, divisor = batch_norm(np.array([[1.0], [2.0], [4.0]]))
+    for wrong in (0.0, np.zeros(1), np.array([math.nan]), np.ones((2, 1)), -divisor):
+        with pytest.raises(ValueError, match="divisor"):
+            batch_norm_vjp(y, wrong, y)
     nearly = 1 + 1e-9 * np.arange(4.0)
     assert np.isfinite(batch_norm(nearly)[0]).all()
     for x, words in (([1.0, 2.0], "must be an array"), (np.array([1.0, np.nan]), "finite")):

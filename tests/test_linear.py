@@ -478,7 +478,7 @@ def test_minres_on_singular_systems(condition, dtype):
         assert relative(found.x, expected) <= 3 * condition * rtol
         bad = run(minres(A, b), stop=residual_rule(A, b, rtol=rtol), max_iter=100)
         assert not bad.converged
-        assert "singular to rounding, x is a least-squares solution" in bad.reason
+        assert "singular to rounding, and x a least-squares solution" in bad.reason
         r = b - A @ bad.x
         assert np.linalg.norm(A @ r) <= 10 * eps(A) ** 0.5 * np.linalg.norm(r)
 
