@@ -26,6 +26,7 @@ from .arrays import (
     norm,
     require,
     to_float,
+    to_numpy,
 )
 from .operators import LinearOperator, as_operator
 
@@ -536,7 +537,9 @@ def gradients(
     first_order : array or callable, optional
         For MAML, the query gradient at the adapted weights,
         :math:`\nabla\mathcal L^{\mathrm{qry}}(\theta_K)`. In a bilevel problem,
-        :math:`J(\theta)=f(x^\star(\theta),\theta)`, the direct part :math:`\nabla_\theta f`.
+        :math:`J(\theta)=f(x^\star(\theta),\theta)`, the direct part :math:`\nabla_\theta f`. For
+        the logarithm of a step, :math:`-e^\theta\sum_k\langle g_k,\nabla f(x_K)\rangle`, the
+        gradients :math:`g_k` of the K steps taken as constants.
     linear : tuple (F_x, F_theta, v), optional
         Operators or matrices of an inner problem :math:`F(x^\star,\theta)=0` with at most 2000
         unknowns, and :math:`v=\nabla_xf`. The adjoint formula
@@ -583,10 +586,14 @@ def gradients(
     """
     theta, rtol = detach(as_real(theta, "theta")), as_scalar(rtol, "rtol", positive=True)
     require(
-        isinstance(ways, dict) and len(ways) > 0,
+        isinstance(ways, dict) and len(ways) > 0 and all(isinstance(name, str) for name in ways),
         f"ways must be gradients by name: expected a dict, got {ways!r}",
     )
-    for x, name in ((theta, "theta"), (J(theta), "J")):
+    require(
+        linear is None or len(linear) == 3,
+        f"linear must be (F_x, F_theta, v): expected 3 entries, got {linear!r}",
+    )
+    for x, name in ((theta, "theta"), (J(theta + 0.0), "J")):
         kind = str(getattr(x, "dtype", "float64"))
         require(
             "float64" in kind, f"{name} must be in double precision: expected float64, got {kind}"
@@ -597,16 +604,18 @@ def gradients(
         direct = 0 * theta if first_order is None else _gradient(first_order, theta, "first_order")
         if first_order is not None:
             suspects["first order"] = _along(direct, lines)
+        bound = rtol + 2 * found.floor
         if linear is not None:
             right, wrong = (direct - term for term in _adjoint_terms(theta, *linear))
             ways = {**ways, "adjoint formula": right}
-            suspects["not transposed"] = _along(wrong, lines)
+            # For a symmetric F_x nothing is transposed, and nobody is to be accused of it.
+            if np.abs(_along(right - wrong, lines)).max() > bound * found.size:
+                suspects["not transposed"] = _along(wrong, lines)
         left = _number(residual, theta, "residual") if callable(residual) else residual
     except _Broken as problem:
         none = np.empty(0)
         return GradientTable(False, math.inf, rtol, str(problem), "", {}, {}, none, none, 0)
     suspects |= {name: factor * found.values for name, factor in _FACTORS.items()}
-    bound = rtol + 2 * found.floor
     rows = [_row(name, way, theta, lines, found, suspects, bound) for name, way in ways.items()]
     wrong = [
         f"'{r.name}' {_MEANINGS.get(r.verdict, r.verdict)}" for r in rows if r.verdict != "agrees"
@@ -657,6 +666,10 @@ _MEANINGS = {
     "factor lambda": "is dJ/d(lambda): where theta = log(lambda), the factor lambda is missing",
     "differs": "differs from the finite differences",
 }
+_MEANINGS |= {
+    f"{factor} or factor lambda": f"{_MEANINGS[factor]}, or {_MEANINGS['factor lambda'][3:]}"
+    for factor in ("twice", "half")
+}
 
 
 def _lines(theta: Array, directions: int, seed: int) -> list[Array]:
@@ -682,13 +695,16 @@ def _gradient(way: Array | Callable, theta: Array, name: str) -> Array:
 
 def _adjoint_terms(theta: Array, F_x: Any, F_theta: Any, v: Array) -> tuple[Array, Array]:
     """Return F_theta' psi for the adjoint equation F_x' psi = v, and for F_x psi = v."""
-    xp, v = namespace(theta, v), as_real(v, "v")
+    v = as_real(v, "v")
     check_alike(v, "v", theta, "theta")
     n, p = math.prod(v.shape), math.prod(theta.shape)
-    M = as_real(as_operator(F_x).to_dense(theta), "F_x", shape=(n, n))
-    N = as_real(as_operator(F_theta).to_dense(theta), "F_theta", shape=(n, p))
-    terms = (N.T @ xp.linalg.solve(system, xp.reshape(v, (-1,))) for system in (M.T, M))
-    return tuple(xp.reshape(term, theta.shape) for term in terms)
+    M = to_numpy(as_real(as_operator(F_x).to_dense(theta), "F_x", shape=(n, n)))
+    N = to_numpy(as_real(as_operator(F_theta).to_dense(theta), "F_theta", shape=(n, p)))
+    try:
+        terms = [N.T @ np.linalg.solve(system, to_numpy(v).ravel()) for system in (M.T, M)]
+    except np.linalg.LinAlgError:
+        raise _Broken("F_x must be invertible: got a singular matrix") from None
+    return tuple(asarray_like(term.reshape(theta.shape), theta) for term in terms)
 
 
 def _differences(J: Callable, theta: Array, lines: list[Array]) -> _Differences:
@@ -707,8 +723,9 @@ def _differences(J: Callable, theta: Array, lines: list[Array]) -> _Differences:
         raise _Broken("J is NaN or infinite near theta, whatever the step")
     size = float(np.abs(every[best]).max()) or 1.0
     # Where J is smooth, the changes fall with h² until rounding stops them: jumps do not obey.
-    rough = float(np.max(change[1:] * steps[2:], where=change[1:] > change[:-1], initial=0.0))
-    rounding = np.finfo(float).eps * abs(_number(J, theta, "J"))
+    small = (change[1:] > change[:-1]) & (np.arange(1, len(change)) >= best)
+    rough = float(np.max(change[1:] * steps[2:], where=small, initial=0.0))
+    rounding = np.finfo(float).eps * abs(_number(J, theta + 0.0, "J"))
     jump = rough if rough > 1e4 * rounding else 0.0
     # At the smallest steps nothing is left but the noise of J. Two differences may be equal by
     # chance, or because they are both 0: the noise over h tells what they are worth.
@@ -737,7 +754,7 @@ def _row(
         g = _gradient(way, theta, "it")
     except (_Broken, RuntimeError) as problem:
         # What torch says where its graph does not lead to theta.
-        lost = "require grad" in str(problem) or "used in the graph" in str(problem)
+        lost = any(sign in str(problem) for sign in ("require grad", "in the graph", "NoneType"))
         if not lost and not isinstance(problem, _Broken):
             raise
         words = "lost" if lost else str(problem).removeprefix("it ")
@@ -745,10 +762,11 @@ def _row(
     values = _along(g, lines)
     known = {"agrees": found.values, **suspects}
     verdict = next((name for name, those in known.items() if close(values, those)), "differs")
-    if verdict == "differs" and close(
+    if verdict in ("differs", "twice", "half") and close(
         _along(g * array_namespace(theta).exp(theta), lines), found.values
     ):
-        verdict = "factor lambda"
+        # Where lambda is 1/2 or 2, both names fit.
+        verdict = f"{verdict} or factor lambda".removeprefix("differs or ")
     return _Row(name, values, float(np.abs(values - found.values).max()) / found.size, verdict)
 
 
@@ -767,6 +785,9 @@ def _doubts(found: _Differences, rows: list[_Row], residual: float, rtol: float)
             found.jump > 0 and (poor or len(strangers) > 0)
         ),
         "try a point that is not stationary": poor and not found.jump,
+        "the differences are 0: J changes by less than its rounding. Try another point": (
+            not found.values.any() and any(row.values.any() for row in rows)
+        ),
         f"{names} agree with each other: is the inner problem of J solved?": united,
     }
     return [words for words, holds in doubts.items() if holds]
