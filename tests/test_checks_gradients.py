@@ -286,7 +286,7 @@ def test_where_the_differences_are_zero_no_wrong_gradient_passes():
 
 
 def test_nothing_is_transposed_in_a_symmetric_system(rng):
-    """Five steps of gradient descent, and a right adjoint: the solve is to blame, not a transpose."""
+    """Five steps of gradient descent and a right adjoint: the inner solve is to blame."""
     A, B, y, z = (rng.standard_normal(s) for s in ((9, 6), (9, 6), 9, 9))
     theta = np.linspace(-1, 1, 6)
 
@@ -343,12 +343,12 @@ def test_no_gradient_at_all_is_lost():
 
 
 def test_theta_is_not_changed_by_a_careless_objective():
-    def J(theta):
+    def careless(theta):
         theta *= 2
         return float(np.sum(theta**2))
 
     theta = np.array([1.0, 3.0])
-    assert checks.gradients(J, theta, {"right": 8 * theta})
+    assert checks.gradients(careless, theta, {"right": 8 * theta})
     np.testing.assert_array_equal(theta, [1.0, 3.0])
 
 
