@@ -74,7 +74,7 @@ PUBLIC = {
 
 # What the book teaches; behind it stand arrays, test problems and checks.
 ALGORITHMS = tuple(name for name in MATHEMATICS if name not in ("arrays", "problems", "checks"))
-LINE_BUDGET = 2720
+LINE_BUDGET = 2640
 
 
 def imports(path: Path, *, top_only: bool = False) -> list[tuple[str, str]]:
@@ -240,9 +240,10 @@ def test_modules_are_lazy():
 
 
 def logical_lines(path: Path) -> int:
-    """Statements, docstrings not counted."""
+    """Statements, without docstrings and imports."""
     return sum(
         isinstance(node, ast.stmt)
+        and not isinstance(node, (ast.Import, ast.ImportFrom))
         and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     )
@@ -266,7 +267,7 @@ def test_nothing_prints():
 
 
 def test_sizes_of_functions():
-    """Bodies stay short: 9 of 10 have at most 20 logical lines, and none more than 40."""
+    """Bodies stay short: 9 of 10 have at most 20 logical lines, and no algorithm more than 25."""
     sizes = {}
     for name in MATHEMATICS:
         for node in ast.walk(ast.parse((LIBRARY / f"{name}.py").read_text(encoding="utf-8"))):
@@ -279,8 +280,10 @@ def test_sizes_of_functions():
                 sizes[f"{name}.{node.name}"] = count
     ranked = sorted(sizes.values())
     assert ranked[int(0.9 * len(ranked))] <= 20
-    longest = max(sizes, key=sizes.get)
-    assert sizes[longest] <= 40, f"{longest} has {sizes[longest]} logical lines"
+    assert max(sizes.values()) <= 40
+    # The driver of all iterations is the one exception.
+    long = {name for name, size in sizes.items() if size > 25 and name.split(".")[0] in ALGORITHMS}
+    assert long <= {"iterate.run"}
 
 
 def test_no_path_of_a_machine():
