@@ -1,13 +1,15 @@
 """The errata of the sources on implicit differentiation, and the numbers of their exercises.
 
-E-25 to E-28, E-38 to E-43 (checkpoints stand in ``test_meta.py``), E-55, E-56 (the spectral
-radius), E-66, and the exercises 17.1 to 17.5 and 17.7. In the manner of ``test_errata.py``: printed
-digits where the instance is given in full, the direction on 20 seeds where it was random.
+E-25 to E-28, E-38 to E-43 (checkpoints stand in ``test_meta.py``), E-55, E-56 (clipping stands
+there), E-65, E-66, and the exercises 17.1 to 17.5 and 17.7 with their errata E-57 to E-61 and E-63.
+In the manner of ``test_errata.py``: printed digits where the instance is given in full, the
+direction on 20 seeds where it was random.
 """
 
 import functools
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ import scipy.sparse
 from claims import rejects
 from test_errata import SEEDS, spread
 
-from course_lib import bilevel, filters, implicit
-from course_lib.functionals import Functional, least_squares, soft_threshold
+from course_lib import bilevel, checks, filters, implicit
+from course_lib.functionals import Functional, l1, least_squares, soft_threshold
 from course_lib.implicit import (
     batch_norm,
     batch_norm_vjp,
@@ -39,7 +41,7 @@ from course_lib.implicit import (
 from course_lib.iterate import residual_rule, run
 from course_lib.linear import bicgstab, cg, cgls, gmres
 from course_lib.operators import LinearOperator, diagonal, matrix
-from course_lib.proximal import lasso
+from course_lib.proximal import gradient_descent, ista, lasso
 
 pytestmark = pytest.mark.slow
 
@@ -111,29 +113,73 @@ def test_e25_a_converged_solver_has_no_converged_derivative(broken, report_line)
 
 @pytest.mark.parametrize("broken", [None, "the derivative at the rate of the iterate"])
 def test_e25_the_derivative_loses_a_factor_k(broken, report_line):
-    """‖x_K - x*‖/q^K is constant, ‖x_K' - x*'‖/q^K grows like K."""
-    growth = []
+    """(x_K - x*)/q^K settles, (x_K' - x*')/q^K goes on in equal pieces from 40 to 80 to 160."""
+    pieces = []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         T_x, _, x_star, d_star, unrolled = descent(rng, 1.0)
         q, x0 = np.linalg.norm(T_x, 2), 10 * rng.standard_normal(3)
-        ratios = []
-        for steps in (50, 100):
-            x, d = unrolled(x0, steps)
-            errors = np.linalg.norm(x - x_star), np.linalg.norm(d - d_star)
-            ratios.append(np.array(errors) / q**steps)
-        x_growth, d_growth = ratios[1] / ratios[0]
-        assert x_growth == pytest.approx(1, abs=0.05)
-        growth.append(d_growth)
+        ends = [(unrolled(x0, k), q**k) for k in (40, 80, 160)]
+        x = [(x - x_star) / scale for (x, _), scale in ends]
+        d = [(d - d_star) / scale for (_, d), scale in ends]
+        np.testing.assert_allclose(x[2], x[0], atol=1e-6 * np.linalg.norm(x[0]))
+        pieces.append(np.linalg.norm(d[2] - d[1]) / np.linalg.norm(d[1] - d[0]))
     with rejects(broken):
-        if broken:
-            assert max(growth) < 1.1
-        assert 1.7 < min(growth) <= max(growth) < 2.6
-    report_line(f"E-25 growth of ‖x_K' - x*'‖/q^K from K = 50 to 100: {spread(growth)}")
+        np.testing.assert_allclose(pieces, 1 if broken else 2, rtol=1e-4)
+    report_line(f"E-25 growth of (x_K' - x*')/q^K, 80 to 160 over 40 to 80: {spread(pieces)}")
+
+
+@pytest.mark.parametrize("broken", [None, "the bound without the term K q^(K-1)"])
+def test_e25_the_bound_has_a_term_with_k(broken, report_line):
+    """q^K‖d₀ - d*‖ + K q^(K-1) L_θ‖x₀ - x*‖, with T_θ = -ηx, so that L_θ = η, and L_x = 0."""
+    shares = []
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        T_x, _, x_star, d_star, unrolled = descent(rng, 1.0)
+        q, x0 = np.linalg.norm(T_x, 2), 10 * rng.standard_normal(3)
+        lip = 0 if broken else 1 / (0.9 + 0.1)
+        bounds = [
+            q**k * np.linalg.norm(d_star) + k * q ** (k - 1) * lip * np.linalg.norm(x0 - x_star)
+            for k in (1, 5, 20, 100)
+        ]
+        errors = [np.linalg.norm(unrolled(x0, k)[1] - d_star) for k in (1, 5, 20, 100)]
+        shares.append(max(np.divide(errors, bounds)))
+    with rejects(broken):
+        assert np.median(shares) <= 1
+    assert broken or max(shares) <= 1
+    report_line(f"E-25 largest error over {broken or 'its bound'}: {spread(shares)}")
+
+
+def test_e25_the_bound_with_jacobians_that_move(report_line):
+    """T = tanh(Wx + b): L_x = c‖W‖² and L_θ = c‖W‖, c = 4/√27 the largest slope of tanh'."""
+    shares, c = [], 4 / math.sqrt(27)
+    for seed in SEEDS:
+        W, b, x_star, G, v = equilibrium(seed)
+        q, x0 = np.linalg.norm(W, 2), x_star + np.random.default_rng(seed).standard_normal(6)
+        d_star = np.linalg.norm(np.stack([fixed_point_jvp(G @ W, G, e) for e in np.eye(6)]), 2)
+        exact, far = fixed_point_vjp(G @ W, G, v), np.linalg.norm(x0 - x_star)
+
+        def linearize(x, b, k, W=W):
+            slopes = np.diag(1 - np.tanh(W @ x + b) ** 2)
+            return slopes @ W, slopes
+
+        for k in (1, 5, 20):
+            found = bilevel.unrolled(
+                lambda x, b, k, W=W: np.tanh(W @ x + b),
+                x0,
+                b,
+                k,
+                linear_loss(v),
+                linearize=linearize,
+            )
+            bound = q**k * d_star + k * q ** (k - 1) * c * q * (q * d_star + 1) * far
+            shares.append(np.linalg.norm(found.gradient - exact) / bound / np.linalg.norm(v))
+    assert max(shares) <= 1
+    report_line(f"E-25 error over its bound, tanh: {spread(shares)}")
 
 
 def test_e25_the_error_of_the_derivative_may_first_grow(report_line):
-    """The longer the step, the more: the curse of unrolling."""
+    """The longer the step, the more: the curse of unrolling. Not for every start."""
     peaks = {1.0: [], 1.98: []}
     for length, found in peaks.items():
         for seed in SEEDS:
@@ -142,10 +188,15 @@ def test_e25_the_error_of_the_derivative_may_first_grow(report_line):
             x0 = 30 * rng.standard_normal(3)
             errors = [np.linalg.norm(unrolled(x0, k)[1] - d_star) for k in (1, 3, 10, 30, 60)]
             found.append(max(errors) / np.linalg.norm(d_star))
-    assert np.median(peaks[1.0]) > 1.5
-    assert np.median(peaks[1.98]) > 2 * np.median(peaks[1.0])
+    short, long = (np.array(found) for found in peaks.values())
+    # At K = 0 the error is 1.
+    assert np.sum(short > 1) >= 15
+    assert np.sum(long > 1) >= 18
+    assert np.sum(long > short) >= 18
+    assert np.median(long / short) > 2
     report_line(
-        f"E-25 peak of the error, η = 1/L, 1.98/L: {', '.join(map(spread, peaks.values()))}"
+        f"E-25 peak of the error, η = 1/L, 1.98/L: {spread(short)}, {spread(long)}; it exceeds the "
+        f"start on {np.sum(short > 1)}, {np.sum(long > 1)} of 20; ratio {spread(long / short)}"
     )
 
 
@@ -226,17 +277,38 @@ def test_e28_the_spectral_radius_decides(broken):
     assert np.linalg.norm(neumann(1.1 * np.eye(2), np.ones(2), 300)) > 1e10
 
 
-def test_e28_ista_is_no_contraction_where_columns_outnumber_rows(report_line):
-    norms, restricted = [], []
+@pytest.mark.parametrize("broken", [None, "a factor below one for any start"])
+def test_e28_ista_is_no_contraction_where_columns_outnumber_rows(broken, report_line):
+    """m = 5, n = 9: a step keeps distances in the null space; near x*, on its support, it does not.
+
+    The two starts have the same signs and are large, so that both are shifted by the threshold.
+    """
+    along, restricted = [], []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
-        A = rng.standard_normal((5, 9))
-        T_x = np.eye(9) - A.T @ A / np.linalg.norm(A, 2) ** 2
-        norms.append(np.linalg.norm(T_x, 2))
-        restricted.append(np.linalg.norm(T_x[:3, :3], 2))
-    np.testing.assert_allclose(norms, 1, rtol=1e-12)
-    assert max(restricted) < 1
-    report_line(f"E-28 ‖T_x‖ of ISTA: 1; on a support of 3: {spread(restricted)}")
+        A, y = rng.standard_normal((5, 9)), rng.standard_normal(5)
+        lam, null = 0.3 * np.abs(A.T @ y).max(), np.linalg.svd(A)[2][-1]
+        x = lasso(A, y, lam, rtol=1e-15).x
+
+        def after(start, A=A, y=y, lam=lam):
+            step = 1 / np.linalg.norm(A, 2) ** 2
+            states = ista(least_squares(A, y), lam * l1(), start, step=step)
+            return [next(states).x for _ in range(2)][1]
+
+        far = 30 * np.sign(null)
+        along.append(np.linalg.norm(after(far + null) - after(far)))
+        S = x != 0
+        moved = x + 1e-3 * np.abs(x[S]).min() * S * rng.uniform(-1, 1, 9)
+        restricted.append(np.linalg.norm(after(moved) - x) / np.linalg.norm(moved - x))
+    with rejects(broken):
+        if broken:
+            assert min(along) < 1 - 1e-6
+        np.testing.assert_allclose(along, 1, rtol=1e-12)
+    assert max(restricted) < 0.99
+    report_line(
+        f"E-28 contraction by a step of ISTA: null space {spread(along)}, on the support of x* "
+        f"{spread(restricted)}"
+    )
 
 
 # ----------------------------------------------- E-38: one system, with the transpose
@@ -414,11 +486,20 @@ def test_e41_what_may_not_exist():
     singular_minor = scipy.sparse.csc_array(np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0, 1, 0]]))
     with pytest.raises(ValueError, match="zero pivot"):
         implicit.ilu(singular_minor)
-    s, y = np.array([1.0, 0.0]), np.array([-0.1, 1.0])
-    with pytest.raises(ValueError, match="<s, y> > 0"):
-        lbfgs([(s, y)])
-    # With such a pair taken all the same, the formula is not definite: Πy = s, and yᵀΠy = yᵀs < 0.
-    assert s @ y < 0
+
+
+def test_e41_lbfgs_needs_positive_curvature(report_line):
+    """s'y > 0: definite. s'y < 0: refused, since the formula all the same is not definite."""
+    least, refused = [], []
+    for seed in SEEDS:
+        s, y = np.random.default_rng(seed).standard_normal((2, 5))
+        y = y if s @ y > 0 else -y
+        least.append(np.linalg.eigvalsh(lbfgs([(s, y)]).to_dense()).min())
+        with pytest.raises(ValueError, match="<s, y> > 0"):
+            lbfgs([(s, -y)])
+        refused.append(np.linalg.eigvalsh(bfgs(1.0, [(s, -y)], 5)).min())
+    assert min(least) > 0 > max(refused)
+    report_line(f"E-41 least eigenvalue, s'y > 0: {spread(least)}, s'y < 0: {spread(refused)}")
 
 
 # ----------------------------------------------- E-42: Hessian-vector products
@@ -483,7 +564,9 @@ def test_e43_refinement_needs_the_condition_number_of_single_precision(broken, r
             with rejects(broken):
                 if broken:
                     assert np.median(last) < np.median(first)
-                assert np.median(last) > np.median(first) > 0.1
+                assert np.median(last) > 10 * np.median(first)
+                assert np.sum(np.greater(last, first)) >= 15
+                assert min(last) > 1e-3
     report_line(f"E-43 refinement, first and last error: {'; '.join(rows)}")
 
 
@@ -604,6 +687,147 @@ def test_e56_over_seeds(report_line):
     report_line(f"E-56 spectral radius 0.9: {', '.join(rows)}")
 
 
+@pytest.mark.parametrize("broken", [None, "a small relative change as the sign of the end"])
+def test_e56_the_relative_change_of_gradients_does_not_fall(broken, report_line):
+    """‖g_k - g_(k-1)‖/‖g_(k-1)‖ stays as g falls; with a short step it is small from the start."""
+    fallen, change, waiting = [], [], []
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        f = least_squares(spectrum(rng, np.geomspace(1, 0.1**0.5, 20)), rng.standard_normal(20))
+        for step, count in ((1.0, 200), (1e-3, 20)):
+            states = gradient_descent(f, np.zeros(20), step=step)
+            g = [f.gradient(next(states).x) for _ in range(count)]
+            last = np.linalg.norm(g[-1] - g[-2]) / np.linalg.norm(g[-2])
+            share = np.linalg.norm(g[-1]) / np.linalg.norm(g[0])
+            if step == 1:
+                fallen.append(share)
+                change.append(last)
+            else:
+                waiting.append(share)
+                assert last < 1e-3
+    assert max(fallen) < 1e-8
+    assert min(waiting) > 0.9
+    with rejects(broken):
+        if broken:
+            assert max(change) < 1e-2
+        assert min(change) > 0.09
+    report_line(
+        f"E-56 relative change {spread(change)} where the gradient fell to {spread(fallen)}; "
+        f"below 1e-3 where it stands at {spread(waiting)}"
+    )
+
+
+# ----------------------------------------------- E-65: what differences measure
+
+
+@functools.cache
+def shifted(seed: int, n: int):
+    """Hx + e^θ x = b for n unknowns: H, b, the outer loss, and θ to the solution and dJ/dθ."""
+    rng = np.random.default_rng(seed)
+    H = spectrum(rng, np.geomspace(1, 0.5 / n, n))
+    H, (b, z) = (H + H.T) / 2, rng.standard_normal((2, n))
+
+    def exact(t: float) -> tuple[np.ndarray, np.ndarray]:
+        M = H + math.exp(t) * np.eye(n)
+        x = solve(M, b).x
+        return x, root_vjp(M, math.exp(t) * x[:, None], x - z)
+
+    return H, b, least_squares(None, z), exact
+
+
+@pytest.mark.parametrize("broken", [None, "differences of K steps judge the implicit derivative"])
+def test_e65_differences_of_k_steps_measure_the_unrolled_derivative(broken, report_line):
+    """They agree with the unrolled one; the implicit one is off by about the inner error."""
+    rows = []
+    for steps in (10, 40):
+        off, inner = [], []
+        for seed in SEEDS:
+            H, b, outer, exact = shifted(seed, 10)
+            x, right = exact(-3)
+
+            def found(t, last=None, H=H, b=b, outer=outer, steps=steps):
+                return bilevel.unrolled(
+                    lambda w, t, k: w - 0.9 * (H @ w + np.exp(t[0]) * w - b),
+                    0 * b,
+                    t,
+                    steps,
+                    outer,
+                    linearize=lambda w, t, k: (
+                        np.eye(10) - 0.9 * (H + np.exp(t[0]) * np.eye(10)),
+                        -0.9 * np.exp(t[0]) * w[:, None],
+                    ),
+                    last=last,
+                )
+
+            theta = np.array([-3.0])
+            ways = {"unrolled": lambda t, f=found: f(t).gradient, "implicit": right}
+            table = checks.gradients(lambda t, f=found: f(t, 1).value, theta, ways)
+            assert table.verdicts["unrolled"] == "agrees"
+            with rejects(broken):
+                assert table.verdicts["implicit"] == ("agrees" if broken else "differs")
+            off.append(table.value)
+            inner.append(np.linalg.norm(found(theta, 1).x - x) / np.linalg.norm(x))
+        ratios = np.divide(off, inner)
+        assert 1 < min(ratios) <= max(ratios) < 50
+        rows.append(f"K = {steps}: {spread(off)}, inner error {spread(inner)}")
+    report_line(f"E-65 implicit derivative against differences: {'; '.join(rows)}")
+
+
+def stopped(seed: int, tol: float, t: float) -> tuple[float, int]:
+    """The outer loss with conjugate gradients stopped at a tolerance, and their steps."""
+    H, b, outer, _ = shifted(seed, 30)
+    M = H + math.exp(t) * np.eye(30)
+    found = run(cg(M, b), stop=residual_rule(M, b, rtol=tol), max_iter=200)
+    return float(outer(found.x)), found.iterations
+
+
+@pytest.mark.parametrize("broken", [None, "differences are exact whatever the tolerance"])
+def test_e65_the_plateau_follows_the_inner_tolerance(broken, report_line):
+    """Conjugate gradients stopped at 1e-3, 1e-6, 1e-12: the error of the best differences."""
+    errors = {1e-3: [], 1e-6: [], 1e-12: []}
+    for tol, found in errors.items():
+        for seed in SEEDS:
+            right = shifted(seed, 30)[3](-3)[1]
+            table = checks.gradients(
+                lambda t, s=seed, tol=tol: stopped(s, tol, float(t[0]))[0],
+                np.array([-3.0]),
+                {"implicit": right},
+            )
+            found.append(abs(table.differences[table.best, 0] - right[0]) / abs(right[0]))
+    with rejects(broken):
+        if broken:
+            assert max(errors[1e-3]) < 1e-8
+        low, middle, high = (np.median(found) for found in errors.values())
+        assert low > 100 * middle > 1e4 * high
+    assert (np.diff([*errors.values()], axis=0) < 0).all()
+    assert max(errors[1e-12]) < 1e-7
+    report_line(f"E-65 plateau, tol {(*errors,)}: {', '.join(map(spread, errors.values()))}")
+
+
+def test_e65_where_the_count_jumps_the_error_is_that_over_h(report_line):
+    """Tolerance 1e-3, h = 1e-4 and 1e-6 across a θ where one step more is needed."""
+    errors = []
+    for seed in SEEDS:
+        low, high = -3.0, -2.9
+        first = stopped(seed, 1e-3, low)[1]
+        while stopped(seed, 1e-3, high)[1] == first:
+            low, high = high, high + 0.1
+        for _ in range(40):
+            middle = (low + high) / 2
+            same = stopped(seed, 1e-3, middle)[1] == first
+            low, high = (middle, high) if same else (low, middle)
+        right = shifted(seed, 30)[3](low)[1][0]
+        sides = [
+            (stopped(seed, 1e-3, low + h)[0] - stopped(seed, 1e-3, low - h)[0]) / (2 * h)
+            for h in (1e-4, 1e-6)
+        ]
+        errors.append(np.abs(np.array(sides) - right) / abs(right))
+    wide, narrow = np.array(errors).T
+    np.testing.assert_allclose(narrow / wide, 100, rtol=0.1)
+    assert min(narrow) > 0.1
+    report_line(f"E-65 relative error at a jump, h = 1e-4, 1e-6: {spread(wide)}, {spread(narrow)}")
+
+
 # ----------------------------------------------- E-66: Sylvester's equation
 
 
@@ -679,7 +903,7 @@ def test_e66_never_the_kronecker_matrix(report_line):
     report_line(f"E-66 n = {n}: Bartels-Stewart {schur:.3f} s, Kronecker {dense:.3f} s")
 
 
-# ----------------------------------------------- 17.1: a layer that is a fixed point
+# ----------------------------------------------- 17.1 and E-57: a layer that is a fixed point
 
 
 def test_17_1_the_numbers():
@@ -710,22 +934,24 @@ def run_scalar(w: float, x: float) -> float:
     return x
 
 
+@pytest.mark.parametrize("kind", ["any W", "skew W"])
 @pytest.mark.parametrize("broken", [None, "conjugate gradients for a matrix that is not symmetric"])
-def test_17_1_which_methods_are_valid(broken, report_line):
-    """n = 50, ‖W‖ = 0.95: GMRES, BiCGSTAB and the normal equations solve it, CG does not."""
-    residuals = {"cg 10": [], "cg 200": [], "gmres": [], "bicgstab": [], "normal equations": []}
+def test_17_1_which_methods_are_valid(broken, kind, report_line):
+    """E-57, n = 50, ‖W‖ = 0.95: GMRES, BiCGSTAB and the normal equations solve it, CG departs."""
+    residuals = {name: [] for name in ("cg", "gmres", "bicgstab", "normal equations")}
     steps = {"gmres": [], "normal equations": []}
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         W = rng.standard_normal((50, 50))
+        W = W - W.T if kind == "skew W" else W
         W *= 0.95 / np.linalg.norm(W, 2)
         x = fixed_point(W, rng.standard_normal(50))
         G = np.diag(1 - x**2)
         A, v = np.eye(50) - G @ W, rng.standard_normal(50)
         stop, size = residual_rule(A, v, rtol=1e-12), np.linalg.norm(v)
+        states = [state.x for _, state in zip(range(201), cg(A, v), strict=False)]
+        residuals["cg"].append([np.linalg.norm(v - A @ states[k]) / size for k in (10, 50, 200)])
         runs = {
-            "cg 10": run(cg(A, v), max_iter=10),
-            "cg 200": run(cg(A, v), max_iter=200),
             "gmres": run(gmres(A, v), stop=stop, max_iter=50),
             "bicgstab": run(bicgstab(A, v), stop=stop, max_iter=400),
             "normal equations": run(cgls(A, v), stop=stop, max_iter=400),
@@ -735,20 +961,23 @@ def test_17_1_which_methods_are_valid(broken, report_line):
             if name in steps:
                 steps[name].append(found.iterations)
         with rejects(broken):
-            assert (runs["cg 200"] if broken else runs["gmres"]).x == pytest.approx(
+            assert (states[-1] if broken else runs["gmres"].x) == pytest.approx(
                 solve(A, v).x, abs=1e-8
             )
-    for name in ("gmres", "bicgstab", "normal equations"):
-        assert max(residuals[name]) < 2e-12
-    assert min(residuals["cg 200"]) > 1e-3
+    early, middle, late = np.array(residuals.pop("cg")).T
+    assert max(map(max, residuals.values())) < 2e-12
+    assert (early < middle).all()
+    assert (middle < late).all()
+    assert min(late) > (1 if kind == "skew W" else 0.01)
     rows = (f"{name} {spread(values)}" for name, values in residuals.items())
     report_line(
-        f"17.1 residuals: {', '.join(rows)}; steps {', '.join(map(spread, steps.values()))}"
+        f"17.1 {kind}, residuals: cg at 10, 50, 200 {', '.join(map(spread, (early, middle, late)))}"
+        f", {', '.join(rows)}; steps {', '.join(map(spread, steps.values()))}"
     )
 
 
 def test_17_1_a_symmetric_weight_allows_conjugate_gradients():
-    """(I - GW)⁻¹G = G^½(I - G^½WG^½)⁻¹G^½, and the matrix in the middle is definite."""
+    """E-57: (I - GW)⁻¹G = G^½(I - G^½WG^½)⁻¹G^½, and the matrix in the middle is definite."""
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         W = spectrum(rng, rng.uniform(-0.9, 0.9, 8))
@@ -762,7 +991,7 @@ def test_17_1_a_symmetric_weight_allows_conjugate_gradients():
         np.testing.assert_allclose(root @ found.x, fixed_point_jvp(G @ W, G, v), atol=1e-9)
 
 
-# ----------------------------------------------- 17.2: L-BFGS as a preconditioner
+# ----------------------------------------------- 17.2 and E-58: L-BFGS as a preconditioner
 
 
 def bfgs(start: float, pairs, n: int) -> np.ndarray:
@@ -774,23 +1003,28 @@ def bfgs(start: float, pairs, n: int) -> np.ndarray:
     return Pi
 
 
-def test_17_2_lbfgs_is_bfgs_while_all_pairs_are_kept():
+def test_17_2_lbfgs_is_bfgs_while_all_pairs_are_kept(report_line):
+    """E-58: to rounding; with fewer pairs it is BFGS begun anew from the last ones."""
+    errors, shorter = [], []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         H = spectrum(rng, np.geomspace(1, 100, 12))
         pairs = [(s, H @ s) for s in rng.standard_normal((6, 12))]
         start = pairs[-1][0] @ pairs[-1][1] / (pairs[-1][1] @ pairs[-1][1])
         full, kept = bfgs(start, pairs, 12), lbfgs(pairs).to_dense()
-        np.testing.assert_allclose(kept, full, atol=1e-12)
-        # The last three pairs only: BFGS begun anew, not BFGS.
-        short = lbfgs(pairs[-3:]).to_dense()
-        np.testing.assert_allclose(short, bfgs(start, pairs[-3:], 12), atol=1e-12)
-        assert np.abs(short - full).max() > 1e-6
+        short, size = lbfgs(pairs[-3:]).to_dense(), np.abs(full).max()
+        errors.append(np.abs(kept - full).max() / size)
+        errors.append(np.abs(short - bfgs(start, pairs[-3:], 12)).max() / size)
+        shorter.append(np.abs(short - full).max() / size)
+    assert max(errors) < 5e-15
+    assert min(shorter) > 1e-3
+    report_line(f"17.2 L-BFGS against BFGS: {spread(errors)}; three pairs of six {spread(shorter)}")
 
 
 @pytest.mark.parametrize("broken", [None, "pairs that are not conjugate"])
-def test_17_2_conjugate_pairs_give_the_inverse(broken):
-    """n directions of conjugate gradients."""
+def test_17_2_conjugate_pairs_give_the_inverse(broken, report_line):
+    """E-58: n directions of conjugate gradients."""
+    errors = []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         H, b = spectrum(rng, np.linspace(1, 10, 8)), rng.standard_normal(8)
@@ -799,12 +1033,14 @@ def test_17_2_conjugate_pairs_give_the_inverse(broken):
         if broken:
             directions = rng.standard_normal((8, 8))
         Pi = lbfgs([(p, H @ p) for p in directions]).to_dense()
+        errors.append(np.abs(Pi @ H - np.eye(8)).max())
         with rejects(broken):
-            np.testing.assert_allclose(Pi @ H, np.eye(8), atol=1e-7)
+            assert errors[-1] < 1e-13
+    report_line(f"17.2 ΠH - I with {broken or 'n conjugate pairs'}: {spread(errors)}")
 
 
 def test_17_2_the_condition_number_of_the_product(report_line):
-    """n = 60, κ(H) = 1000, random pairs: more of them help, slowly."""
+    """E-58, n = 60, κ(H) = 1000, random pairs: more of them help, slowly."""
     counts = (1, 5, 20, 60)
     table = {m: [] for m in counts}
     for seed in SEEDS:
@@ -839,7 +1075,7 @@ class Counted(np.ndarray):
 
 @pytest.mark.parametrize("m", [1, 3, 10])
 def test_17_2_the_number_of_operations(m):
-    """4mn multiplications for m pairs and n for the first scaling; no matrix of size n²."""
+    """E-58: 4mn multiplications for m pairs and n for the first scaling."""
     rng, n = np.random.default_rng(m), 200
     pairs = [(s, s * np.linspace(1, 2, n)) for s in rng.standard_normal((m, n))]
     Pi, v = lbfgs(pairs), rng.standard_normal(n).view(Counted)
@@ -849,7 +1085,23 @@ def test_17_2_the_number_of_operations(m):
     np.testing.assert_allclose(np.asarray(found), Pi @ np.asarray(v))
 
 
-# ----------------------------------------------- 17.3: ridge regression of a matrix
+@pytest.mark.parametrize("m", [1, 3, 10])
+def test_17_2_the_storage(m):
+    """E-58: 2mn numbers are held, and a product needs a few vectors more."""
+    n, vector = 20_000, 8 * 20_000
+    weights, v = np.linspace(1, 2, n), np.ones(n)
+    rng = np.random.default_rng(m)
+    tracemalloc.start()
+    Pi = lbfgs([(s, s * weights) for s in (rng.standard_normal(n) for _ in range(m))])
+    held = tracemalloc.get_traced_memory()[0]
+    _ = Pi @ v
+    more = tracemalloc.get_traced_memory()[1] - held
+    tracemalloc.stop()
+    assert held == pytest.approx(2 * m * vector, rel=0.05)
+    assert more < 5 * vector
+
+
+# ----------------------------------------------- 17.3 and E-59: ridge regression of a matrix
 
 
 X3 = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
@@ -862,10 +1114,11 @@ def ridge(X: np.ndarray, Y: np.ndarray, lam: float) -> np.ndarray:
 
 
 def test_17_3_the_numbers():
+    """E-59: M does not depend on θ, so the gradient is that of ‖Mθ - b‖² alone."""
     M = ridge(X3, Y3, 1.0)
     np.testing.assert_allclose(M, [[11 / 14, 8 / 7], [-3 / 7, 2 / 7]], rtol=1e-13)
     theta, b = np.ones(2), np.array([1.0, 0.0])
-    # ‖Mθ - b‖², twice the functional of the library: M does not depend on θ.
+    # Twice the functional of the library.
     gradient = 2 * least_squares(M, b).gradient(theta)
     np.testing.assert_allclose(gradient, [155 / 98, 100 / 49], rtol=1e-13)
     np.testing.assert_allclose(gradient, [1.581632653061, 2.040816326531], atol=5e-13)
@@ -874,8 +1127,9 @@ def test_17_3_the_numbers():
 
 
 @pytest.mark.parametrize("broken", [None, "the sign of the hypergradient"])
-def test_17_3_the_hypergradient_by_lambda(broken):
-    """J' = -⟨(M X_v - Y_v)X_vᵀ, M(XXᵀ + λI)⁻¹⟩, by Sylvester's adjoint and by differences."""
+def test_17_3_the_hypergradient_by_lambda(broken, report_line):
+    """E-59: J' = -⟨(M X_v - Y_v)X_vᵀ, M(XXᵀ + λI)⁻¹⟩, by Sylvester's adjoint and differences."""
+    errors = []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         X, Y, Xv, Yv = (rng.standard_normal((3, k)) for k in (7, 7, 5, 5))
@@ -892,12 +1146,15 @@ def test_17_3_the_hypergradient_by_lambda(broken):
         formula = (1 if broken else -1) * np.sum(slope * (M @ inverse))
         slow = difference(loss, lam, np.array(1.0), 1e-4)
         assert by_adjoint == pytest.approx(slow, abs=1e-9)
+        errors.append(abs(formula - slow))
         with rejects(broken):
-            assert formula == pytest.approx(slow, abs=1e-9)
+            assert errors[-1] < 1e-9
+    report_line(f"17.3 {broken or 'formula'} by λ against differences: {spread(errors)}")
 
 
-def test_17_3_data_that_depend_on_theta():
-    """dM = (dY Xᵀ + Y dXᵀ - M(dX Xᵀ + X dXᵀ))(XXᵀ + λI)⁻¹, and a Sylvester equation with Q."""
+def test_17_3_data_that_depend_on_theta(report_line):
+    """E-59: dM = (dY Xᵀ + Y dXᵀ - M(dX Xᵀ + X dXᵀ))(XXᵀ + λI)⁻¹; Sylvester's equation with Q."""
+    errors, residuals = [], []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         X, Y, dX, dY = (rng.standard_normal((3, 6)) for _ in range(4))
@@ -914,16 +1171,18 @@ def test_17_3_data_that_depend_on_theta():
             np.array(1.0),
             1e-4,
         )
-        np.testing.assert_allclose(by_sylvester, slow, atol=1e-8)
+        errors.append(np.abs(by_sylvester - slow).max())
         # The penalty tr(MᵀQM) in the place of λ‖M‖²: QM + M XXᵀ = YXᵀ is its optimality.
         B = rng.standard_normal((3, 3))
         Q = B @ B.T + np.eye(3)
         best = sylvester(Q, X @ X.T, Y @ X.T)
-        gradient = (best @ X - Y) @ X.T + Q @ best
-        assert np.abs(gradient).max() < 1e-11
+        residuals.append(np.abs((best @ X - Y) @ X.T + Q @ best).max())
+    assert max(errors) < 1e-8
+    assert max(residuals) < 1e-11
+    report_line(f"17.3 dM against differences: {spread(errors)}; with Q {spread(residuals)}")
 
 
-# ----------------------------------------------- 17.4: which method for which matrix
+# ----------------------------------------------- 17.4 and E-60: which method for which matrix
 
 
 def free(M: np.ndarray) -> LinearOperator:
@@ -963,26 +1222,58 @@ def test_17_4_five_matrices(name, report_line):
 
 
 @pytest.mark.parametrize("broken", [None, "direct only if κ < 100 and n < 1000"])
-def test_17_4_a_small_ill_conditioned_system_is_factored(broken):
-    """κ = 1e8: a factorization at once; conjugate gradients do not arrive in 20 n steps."""
-    rng = np.random.default_rng(1)
-    A = spectrum(rng, np.geomspace(1, 1e-8, 300))
-    A, x = (A + A.T) / 2, rng.standard_normal(300)
-    b = A @ x
-    direct = solve(A, b, rtol=1e-8)
-    iterated = solve(A, b, rtol=1e-8, direct=0, max_iter=6000)
-    assert direct.method == "cholesky"
-    assert direct.condition > 1e8
-    assert np.linalg.norm(direct.x - x) <= 1e-6 * np.linalg.norm(x)
-    chosen = iterated if broken else direct
+def test_17_4_a_small_ill_conditioned_system_is_factored(broken, report_line):
+    """E-60, n = 100, κ = 1e8: an iteration stops at its tolerance, far from x."""
+    direct, iterated = [], []
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        A = spectrum(rng, np.geomspace(1, 1e-8, 100))
+        A, x = (A + A.T) / 2, rng.standard_normal(100)
+        b = A @ x
+        factored = solve(A, b, rtol=1e-8)
+        by_steps = solve(A, b, rtol=1e-8, direct=0, max_iter=2000)
+        assert factored.method == "cholesky"
+        assert factored.condition > 1e8 > by_steps.condition
+        direct.append(np.linalg.norm(factored.x - x) / np.linalg.norm(x))
+        iterated.append(np.linalg.norm(by_steps.x - x) / np.linalg.norm(x))
     with rejects(broken):
-        assert np.linalg.norm(chosen.x - x) <= 1e-3 * np.linalg.norm(x)
-    # Ritz values say too small a condition number, never too large a one.
-    assert iterated.condition < 1e8
+        assert max(iterated if broken else direct) < 1e-6
+    assert min(iterated) > 1e-3
+    report_line(f"17.4 error at κ = 1e8: factored {spread(direct)}, iterated {spread(iterated)}")
 
 
-def test_17_4_tolerance_from_the_accuracy_of_the_gradient():
-    """tol <= tol_J/(‖F_θ‖‖F_x⁻¹‖‖∇f‖) keeps the promise, for all seeds."""
+def test_17_4_a_large_well_conditioned_system_is_iterated(report_line):
+    """E-60, n = 800 without entries, κ = 50: as many steps as predicted, within a tenth."""
+    steps, predicted = [], []
+    for seed in SEEDS:
+        b = np.random.default_rng(seed).standard_normal(800)
+        found = solve(diagonal(np.geomspace(1, 50, 800)), b, rtol=1e-8)
+        assert found.method == "cg"
+        assert found.converged, found.reason
+        steps.append(found.iterations)
+        predicted.append(found.predicted)
+    np.testing.assert_allclose(predicted, steps, rtol=0.1)
+    assert max(steps) < 100
+    report_line(f"17.4 steps at κ = 50: {spread(steps)}, predicted {spread(predicted)}")
+
+
+def test_17_4_ritz_values_underestimate_the_condition_number(report_line):
+    """E-60, true value 1e6: less after 10, 30 and 60 steps, though more with every step."""
+    root, found = np.diag(np.geomspace(1, 1e-3, 200)), []
+    for seed in SEEDS:
+        y = np.random.default_rng(seed).standard_normal(200)
+        values = [filters.ritz_values(root, y, k) for k in (10, 30, 60)]
+        found.append([v[0] / v[-1] for v in values])
+    found = np.array(found)
+    assert (np.diff(found, axis=1) > 0).all()
+    assert found[:, -1].max() < 1e5
+    rows = ", ".join(map(spread, found.T))
+    report_line(f"17.4 Ritz values where κ = 1e6, after 10, 30, 60 steps: {rows}")
+
+
+def test_17_4_tolerance_from_the_accuracy_of_the_gradient(report_line):
+    """E-60: tol <= tol_J/(‖F_θ‖‖F_x⁻¹‖‖∇f‖) keeps the promise, for all seeds."""
+    errors = []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         F_x = spectrum(rng, np.geomspace(1, 1e-3, 40), symmetric=False)
@@ -993,17 +1284,19 @@ def test_17_4_tolerance_from_the_accuracy_of_the_gradient():
             free(F_x), matrix(F_theta), v, solver=lambda A, b, r=rtol: solve(A, b, rtol=r)
         )
         exact = -F_theta.T @ np.linalg.solve(F_x.T, v)
-        assert np.linalg.norm(found - exact) <= 1e-4
+        errors.append(np.linalg.norm(found - exact))
+    assert max(errors) <= 1e-4
+    report_line(f"17.4 error of the gradient where 1e-4 is promised: {spread(errors)}")
 
 
 def test_17_4_gershgorin_needs_entries():
-    """The products of an operator are all that there is: no matrix is asked for."""
+    """E-60: the products of an operator are all that there is: no matrix is asked for."""
     weights = np.linspace(1, 3, 50)
     assert diagonal(weights).matrix is None
     assert solve(diagonal(weights), np.ones(50)).method == "cg"
 
 
-# ----------------------------------------------- 17.5: normalization of a batch
+# ----------------------------------------------- 17.5 and E-61: normalization of a batch
 
 
 def jacobian(x: np.ndarray, eps: float = 0.0) -> np.ndarray:
@@ -1012,8 +1305,9 @@ def jacobian(x: np.ndarray, eps: float = 0.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("broken", [None, "the mean left out"])
-def test_17_5_the_jacobian(broken):
-    """(I - 11ᵀ/n - yyᵀ/n)/s: symmetric, of rank n - 2, with the norm 1/s."""
+def test_17_5_the_jacobian(broken, report_line):
+    """E-61: (I - 11ᵀ/n - yyᵀ/n)/s: symmetric, of rank n - 2, with the norm 1/s."""
+    errors = []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         n = 3 + seed % 6
@@ -1022,7 +1316,7 @@ def test_17_5_the_jacobian(broken):
         formula = (np.eye(n) - (0 if broken else 1) / n - np.outer(y, y) / n) / s
         J = jacobian(x)
         slow = np.stack([difference(lambda x: batch_norm(x)[0], x, e) for e in np.eye(n)], axis=1)
-        np.testing.assert_allclose(J, slow, atol=2e-8)
+        errors.append(np.abs(J - slow).max())
         with rejects(broken):
             np.testing.assert_allclose(J, formula, atol=1e-12)
         np.testing.assert_allclose(J, J.T, atol=1e-13 / s)
@@ -1032,10 +1326,13 @@ def test_17_5_the_jacobian(broken):
             [difference(lambda x: batch_norm(x, eps=0.01)[0], x, e) for e in np.eye(n)], axis=1
         )
         np.testing.assert_allclose(jacobian(x, 0.01), slow, atol=1e-9)
+    assert max(errors) < 2e-8
+    report_line(f"17.5 Jacobian against differences: {spread(errors)}")
 
 
-def test_17_5_the_implicit_equations():
-    """F(x, (y, x̄, s)) = (sy + x̄1 - x, 1ᵀy, yᵀy - n): its root, and the same derivative."""
+def test_17_5_the_implicit_equations(report_line):
+    """E-61, F(x, (y, x̄, s)) = (sy + x̄1 - x, 1ᵀy, yᵀy - n): its root, and the same derivative."""
+    errors = []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         n = 5
@@ -1045,14 +1342,63 @@ def test_17_5_the_implicit_equations():
         F_z = np.block([[s * np.eye(n), one, y[:, None]], [one.T, 0, 0], [2 * y[None], 0, 0]])
         F_data = np.vstack([-np.eye(n), np.zeros((2, n))])
         found = root_vjp(F_z, F_data, np.append(v, [0, 0]))
-        np.testing.assert_allclose(found, batch_norm_vjp(y, s, v), atol=1e-10)
-        # Of the two roots ±y this one is nearer to x; x - x̄ = (1 + c)y with 1 + c = s.
-        assert np.linalg.norm(y - x) < np.linalg.norm(-y - x)
+        errors.append(np.linalg.norm(found - batch_norm_vjp(y, s, v)))
         np.testing.assert_allclose(x - x.mean(), s * y, atol=1e-14)
+    assert max(errors) < 1e-10
+    report_line(f"17.5 by the implicit function theorem, difference: {spread(errors)}")
+
+
+@pytest.mark.parametrize("broken", [None, "the root with s < 0"])
+def test_17_5_the_nearest_point(broken, report_line):
+    """E-61: of all y with mean 0 and variance 1, that one is nearest to x."""
+    ahead = []
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal(5)
+        y = (-1 if broken else 1) * batch_norm(x)[0]
+        others = np.array([batch_norm(z)[0] for z in rng.standard_normal((200, 5))])
+        np.testing.assert_allclose(others @ np.ones(5), 0, atol=1e-13)
+        np.testing.assert_allclose(np.sum(others**2, axis=1), 5, rtol=1e-13)
+        ahead.append(np.linalg.norm(others - x, axis=1).min() - np.linalg.norm(y - x))
+        with rejects(broken):
+            assert ahead[-1] > 0
+    report_line(f"17.5 {broken or 'y'}, least of 200 distances less its own: {spread(ahead)}")
+
+
+def test_17_5_invertible_where_s_is_not_zero():
+    """E-61: for n >= 3 just then; for n = 2 always."""
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        for n in (2, 3, 6):
+            y, one = batch_norm(rng.standard_normal(n))[0], np.ones((n, 1))
+            v = rng.standard_normal(n + 2)
+            for s in (0.0, 0.3, -0.3):
+                F_z = np.block(
+                    [[s * np.eye(n), one, y[:, None]], [one.T, 0, 0], [2 * y[None], 0, 0]]
+                )
+                if s == 0 and n > 2:
+                    with pytest.raises(ValueError, match="must be solved"):
+                        root_vjp(F_z, np.eye(n + 2), v)
+                else:
+                    assert np.isfinite(root_vjp(F_z, np.eye(n + 2), v)).all()
+
+
+@pytest.mark.parametrize("broken", [None, "a variance of one"])
+def test_17_5_the_variance_with_eps(broken, report_line):
+    """E-61: s²/(s² + eps), not 1."""
+    found = []
+    for seed in SEEDS:
+        x = np.random.default_rng(seed).standard_normal(7)
+        y, s = batch_norm(x, eps=0.1)[0], batch_norm(x)[1]
+        found.append(y @ y / 7)
+        with rejects(broken):
+            assert found[-1] == pytest.approx(1 if broken else s**2 / (s**2 + 0.1), rel=1e-12)
+    report_line(f"17.5 variance of y with eps = 0.1: {spread(found)}")
 
 
 @pytest.mark.parametrize("broken", [None, "two values carry information"])
 def test_17_5_small_batches(broken):
+    """E-61: a batch of two has the Jacobian 0, a batch of one has no normalization."""
     x = np.array([0.3, -1.7])
     y, _ = batch_norm(x)
     np.testing.assert_allclose(y, [1, -1], rtol=1e-15)
@@ -1065,7 +1411,7 @@ def test_17_5_small_batches(broken):
 
 
 def test_17_5_amplification_and_noise(report_line):
-    """Nearly constant batches amplify by 1/s; eps caps it; s has the error O(1/√n)."""
+    """E-61: nearly constant batches amplify by 1/s; eps caps it; s has the error O(1/√n)."""
     gains, caps = [], []
     for seed in SEEDS:
         x = 1 + 2e-9 * np.random.default_rng(seed).standard_normal(8)
@@ -1083,12 +1429,12 @@ def test_17_5_amplification_and_noise(report_line):
     report_line(f"17.5 amplification {spread(gains)}, with eps = 1e-5 {spread(caps)}")
 
 
-# ----------------------------------------------- 17.7: an inner problem with an l1 term
+# ----------------------------------------------- 17.7 and E-63: an inner problem with an l1 term
 
 
 @pytest.mark.parametrize("broken", [None, "the whole Hessian in the place of that on the support"])
 def test_17_7_the_derivative_on_the_support(broken, report_line):
-    """m = 9, n = 6: against differences of a solution to a gap of 1e-14; strictly complementary."""
+    """E-63, m = 9, n = 6: against differences of a solution to a gap of 1e-14; margins > 0."""
     errors, margins, sizes, different = [], [], [], 0
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
@@ -1116,7 +1462,7 @@ def test_17_7_the_derivative_on_the_support(broken, report_line):
 
 
 def test_17_7_where_the_gap_closes_there_are_two_derivatives():
-    """x = soft(y, λ) at y = λ: 1 from above, 0 from below; the mask of either is one of them."""
+    """E-63: soft(y, λ) at y = λ: 1 from above, 0 from below; the mask of either is one of them."""
     eye, lam = np.eye(1), 1.0
     sides = [(soft_threshold(np.array([lam + h]), lam)[0]) / abs(h) for h in (1e-6, -1e-6)]
     np.testing.assert_allclose(sides, [1, 0], atol=1e-9)
