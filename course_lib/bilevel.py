@@ -605,7 +605,7 @@ def unrolled(
     last = steps if last is None else as_count(last, "last", minimum=1, maximum=steps)
     slots = last if slots is None else as_count(slots, "slots", minimum=1)
     outer, derivatives = _outer(outer), linearize or _by_torch(step, theta)
-    x0, theta, taken, first = detach(x0), detach(theta), [0], steps - last
+    x0, theta, taken, first, ends = detach(x0), detach(theta), [0], steps - last, []
 
     def advance(x: Array, first: int, end: int) -> Array:
         for k in range(first, end):
@@ -617,18 +617,23 @@ def unrolled(
         T_x, T_theta = derivatives(x, theta, k)
         return as_operator(T_x).H @ psi, gradient + as_operator(T_theta).H @ psi
 
-    start = advance(x0, 0, first)
-    x = as_real(advance(start, first, steps), f"the iterate x_{steps}", shape=tuple(x0.shape))
-    slope = detach(outer.gradient(x))
-    found = _backwards(advance, back, start, first, steps, slots, (slope, 0 * theta))
-    return Hypergradient(to_float(outer(x)), found[1], x, found[0], (taken[0], last))
+    def turn(x: Array) -> tuple[Array, Array]:
+        ends.append(as_real(x, f"the iterate x_{steps}", shape=tuple(x0.shape)))
+        return detach(outer.gradient(x)), 0 * theta
+
+    psi, gradient = _backwards(advance, back, turn, advance(x0, 0, first), first, steps, slots)
+    return Hypergradient(to_float(outer(ends[0])), gradient, ends[0], psi, (taken[0], last))
 
 
 def _backwards(
-    advance: Callable, back: Callable, x: Array, first: int, end: int, slots: int, found: tuple
+    advance: Callable, back: Callable, turn: Callable, x: Array, first: int, end: int, slots: int
 ) -> tuple[Array, Array]:
-    """Take (ψ, gradient) from state ``end`` to ``first``, whose state x is kept in one slot."""
-    kept = [(first, x)]
+    """Take (ψ, gradient) from the last state, where they are ``turn(x)``, to ``first``.
+
+    Its state x is kept in one slot; the others are filled on the way to the end, and once more
+    each time that a stretch behind the last of them is done.
+    """
+    kept, found = [(first, x)], None
     while kept:
         k, x = kept[-1]
         free = slots - len(kept)
@@ -637,7 +642,9 @@ def _backwards(
             kept.append((middle, advance(x, k, middle)))
         else:
             for j in range(end - 1, k - 1, -1):
-                found = back(advance(x, k, j), j, *found)
+                state = advance(x, k, j)
+                found = back(state, j, *(found or turn(advance(state, j, j + 1))))
+                del state  # the next one is computed before this name is given to it
             end, _ = kept.pop()
     return found
 

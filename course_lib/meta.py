@@ -101,7 +101,8 @@ class Task:
 class MetaGradient:
     r"""The query loss after adaptation, and its derivative by where adaptation started.
 
-    Of a stack of tasks value and gradients are means.
+    Of a stack of tasks value and gradients are means. Torch does not differentiate them: the
+    derivative is ``gradient``.
 
     Attributes
     ----------
@@ -184,12 +185,22 @@ def task(
 def _start(task: Task, theta: Array) -> tuple[Array, Array]:
     """Return θ, checked, and the weights that adaptation starts from: θ, or a row for each task."""
     require(isinstance(task, Task), f"task must be a Task: got {type(task).__name__}")
-    theta = as_real(theta, "theta")
+    theta = detach(as_real(theta, "theta"))
     if task.tasks is None:
         return theta, theta
     xp = array_namespace(theta)
     # A copy: forward mode in torch takes no rows that share their memory.
     return theta, xp.asarray(xp.broadcast_to(theta, (task.tasks, *theta.shape)), copy=True)
+
+
+def _shaped(x: Array, w: Array, name: str) -> Array:
+    """Return x, if it has the shape of the weights: what a callable returned."""
+    require(
+        tuple(x.shape) == tuple(w.shape),
+        f"{name} must have the shape of the weights: expected {tuple(w.shape)}, got "
+        f"{tuple(x.shape)}",
+    )
+    return x
 
 
 def _descend(
@@ -205,12 +216,7 @@ def _descend(
     path = []
     for _ in range(steps):
         g, product = at(w)
-        require(
-            tuple(g.shape) == tuple(w.shape),
-            "the gradient of the support loss must have the shape of the weights: "
-            f"expected {tuple(w.shape)}, got {tuple(g.shape)}",
-        )
-        path.append((g, product))
+        path.append((_shaped(g, w, "the gradient of the support loss"), product))
         w = w - rate * g
     return w, path
 
@@ -256,7 +262,7 @@ def maml(
     theta : array
         Initial weights.
     step : float or array, shape of θ
-        Inner step α.
+        Inner step α; the entries of an array may have any sign, because Meta-SGD learns them.
     steps : int
         K.
     order : {"exact", "first"}
@@ -306,12 +312,12 @@ def maml(
         check_alike(mask, "adapt", theta, "theta")
     rate = alpha * mask
     w, path = _descend(task, w, rate, steps, order)
-    psi = task.query.gradient(w)
+    psi = _shaped(task.query.gradient(w), w, "the gradient of the query loss")
     slope = 0.0 * psi
     for g, product in reversed(path):
         slope = slope - mask * g * psi
         if order == "exact":
-            psi = psi - product(rate * psi)
+            psi = psi - _shaped(product(rate * psi), w, "the Hessian product")
     slope = _mean(task, slope)
     slope = array_namespace(slope).sum(slope) if single else slope
     return _found(task, w, psi, slope, True, f"{steps} inner steps were taken")
@@ -371,7 +377,9 @@ def imaml(
         ρ > 0, large enough to make the problem convex.
     rtol : float
         Tolerance of the inner problem, relative to the norm of the gradient at θ, and of each
-        linear system, relative to the norm of its right-hand side. In single precision 1e-5.
+        linear system, relative to the norm of its right-hand side. In single precision 1e-5. The
+        norms are those of the whole stack: tasks of very different scales are better solved one by
+        one.
     max_iter : int
         Largest number of Newton steps.
 
@@ -403,6 +411,9 @@ def imaml(
         return LinearOperator(product, product, tuple(w.shape), tuple(w.shape), "H", w)
 
     bound, g = rtol * to_float(norm(task.gradient(w))), task.query.gradient
+    # Rounding of ρ(w - θ), beside which nothing smaller can be seen.
+    eps = float(array_namespace(w).finfo(w.dtype).eps)
+    bound = max(bound, 10 * eps * max(rho, 1.0) * to_float(norm(w)))
     found, solved, fine, reason = _near(task.gradient, hessian, g, w, rho, rtol, bound, max_iter)
     return _found(task, found.x, solved.x, None, fine, reason)
 
@@ -557,12 +568,22 @@ class Network:
 
     def risk(self, w: Array, x: Array, y: Array) -> Array:
         """Return the loss: a 0-d array, or one number for each network of a stack."""
-        return self._value(as_real(w, "w"), self._inputs(x, "x"), y)
+        w, x = as_real(w, "w"), self._inputs(x, "x")
+        return self._value(w, x, self._targets(y, "y", x, w.shape[:-1]))
 
     def task(self, data: Any) -> Task:
         """Return the stack of the tasks of a :class:`course_lib.problems.FewShot`."""
-        x, y = self._inputs(data.x_support, "x_support"), as_real(data.y_support, "y_support")
-        x_query, y_query = self._inputs(data.x_query, "x_query"), as_real(data.y_query, "y_query")
+        x, x_query = (
+            self._inputs(data.x_support, "x_support"),
+            self._inputs(data.x_query, "x_query"),
+        )
+        require(
+            x_query.shape[:-2] == x.shape[:-2],
+            "x_query must have the tasks of x_support: expected shape "
+            f"{(*x.shape[:-2], 'm', self.widths[0])}, got {tuple(data.x_query.shape)}",
+        )
+        y = self._targets(data.y_support, "y_support", x, x.shape[:-2])
+        y_query = self._targets(data.y_query, "y_query", x_query, x.shape[:-2])
         query = Functional(
             lambda w: self._value(w, x_query, y_query),
             lambda w: self._linearize(w, x_query, y_query)[0],
@@ -585,6 +606,9 @@ class Network:
         )
         return _with_ones(x)
 
+    def _targets(self, y: Array, name: str, x: Array, stack: tuple[int, ...]) -> Array:
+        return as_real(y, name, shape=(*(stack or x.shape[:-2]), x.shape[-2], self.widths[-1]))
+
     def _matrices(self, w: Array) -> list[Array]:
         require(
             w.shape[-1] == self.size,
@@ -606,8 +630,8 @@ class Network:
         a = [x]
         for M in W[:-1]:
             z = a[-1] @ M
-            # Several times faster than `clip` on small arrays.
-            a.append(_with_ones(0.5 * (z + abs(z))))
+            # Several times faster than `clip` on small arrays; its derivative at 0 is 0 in torch.
+            a.append(_with_ones(z * array_namespace(z).astype(z > 0, z.dtype)))
         return a, a[-1] @ W[-1]
 
     def _value(self, w: Array, x: Array, y: Array) -> Array:
@@ -760,7 +784,7 @@ def gradient_step(
 
     def step(w: Array, theta: Array, k: int) -> Array:
         _check(w, None, theta, (1, 2))
-        return w - _rate(theta, k)[0] * gradient(w, k)
+        return w - _rate(theta, k)[0] * _shaped(gradient(w, k), w, "the gradient")
 
     def linearize(w: Array, theta: Array, k: int) -> tuple[LinearOperator, LinearOperator]:
         (eta, logs), g, xp = _rate(theta, k), gradient(w, k), array_namespace(w)
@@ -1106,7 +1130,7 @@ def truncated_training(
     >>> np.exp(run(states, max_iter=400).x).round(2)  # from 0.1; 1 solves this task in one step
     array([0.96])
     """
-    theta = as_real(theta, "theta")
+    theta = detach(as_real(theta, "theta"))
     length, pieces = as_count(length, "length", minimum=1), as_count(pieces, "pieces", minimum=1)
     rate, bound = as_scalar(rate, "rate", positive=True), as_scalar(bound, "bound", positive=True)
 
@@ -1195,7 +1219,7 @@ def checkpoint_cost(steps: int, slots: int | None = None) -> CheckpointCost:
         return CheckpointCost(-(-n // piece) + piece, 2 * n, 2)
     s = as_count(slots, "slots", minimum=1)
     r = _repeats(n, s)
-    return CheckpointCost(s, r * n - math.comb(s + r, s + 1) + 1, max(r, 1))
+    return CheckpointCost(min(s, n), r * n - math.comb(s + r, s + 1) + 1, max(r, 1))
 
 
 def clip(g: Array, bound: float, *, kind: str = "norm") -> Array:
@@ -1272,9 +1296,13 @@ def ewc(fisher: Array, w_old: Array, weight: float) -> Functional:
         "fisher must not be negative: expected squares, got some entries < 0",
     )
     F = weight * fisher
+
+    def away(w: Array) -> Array:
+        return as_real(w, "w", shape=tuple(fisher.shape), like=fisher, finite=False) - w_old
+
     return Functional(
-        lambda w: 0.5 * inner(F * (w - w_old), w - w_old),
-        lambda w: F * (w - w_old),
+        lambda w: 0.5 * inner(F * away(w), away(w)),
+        lambda w: F * away(w),
         lambda v, step: (v + step * F * w_old) / (1 + step * F),
         name="elastic weight consolidation",
     )

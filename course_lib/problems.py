@@ -1317,6 +1317,7 @@ def sinusoids(
     x = rng.uniform(-5.0, 5.0, (tasks, shots + queries, 1))
     y = amplitude * np.sin(x - phase)
     arrays = (x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], amplitude, phase)
+    like = None if like is None else as_real(like, "like")
     return FewShot("sinusoids", *(asarray_like(values, like) for values in arrays))
 
 

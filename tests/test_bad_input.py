@@ -1164,6 +1164,8 @@ def test_tensors_that_require_grad(name, torch):
             "proximal.lasso",
             "proximal.elastic_net",
             "meta.imaml",
+            "meta.reptile",
+            "meta.truncated_training",
         )
         assert value.requires_grad != (name in constant)
 

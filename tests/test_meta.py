@@ -748,9 +748,10 @@ def test_binomial_checkpoints_are_best(slots):
         assert meta.checkpoint_cost(n, slots).forwards == least_forwards(n, slots) + 1
 
 
-@pytest.mark.parametrize(("n", "slots"), [(1, 1), (5, 5), (12, 3), (20, 3), (30, 4), (64, None)])
-def test_unrolled_takes_no_more_steps(n, slots):
-    """The counts are those of the program, where the binomial number is reached exactly."""
+@pytest.mark.parametrize(
+    ("n", "slots"), [(1, 1), (1, 9), (5, 5), (12, 3), (20, 3), (30, 4), (300, 17), (64, None)]
+)
+def test_the_cost_of_checkpoints_is_that_of_the_program(n, slots):
     called = []
 
     def step(x, theta, k):
@@ -766,9 +767,76 @@ def test_unrolled_takes_no_more_steps(n, slots):
     theta, x0 = np.array([0.9]), np.array([2.0])
     found = unrolled(step, x0, theta, n, squared_l2(), linearize=linearize, slots=slots)
     assert found.gradient[0] == pytest.approx(4 * n * 0.9 ** (2 * n - 1))
-    # The value is computed by a run of its own; then the steps that bring the states back.
-    if slots is not None:
-        assert len(called) <= n + meta.checkpoint_cost(n, slots).forwards - 1
+    assert len(called) == meta.checkpoint_cost(n, slots or n).forwards == found.steps[0]
+    assert max(called.count(k) for k in range(n)) <= meta.checkpoint_cost(n, slots or n).repeats + 1
+    assert meta.checkpoint_cost(n, slots or n).states <= n
+
+
+def test_what_callables_return_must_have_the_shape_of_the_weights():
+    theta = np.ones(5)
+    right = squared_l2()
+    column = Functional(right.value, lambda w: w[:, None])
+    for task, words in (
+        (meta.Task(lambda w: w, lambda w, v: v[:, None], right), "the Hessian product"),
+        (meta.Task(lambda w: w, lambda w, v: v, column), "the gradient of the query loss"),
+        (meta.Task(lambda w: w[:, None], lambda w, v: v, right), "the gradient of the support"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            meta.maml(task, theta, step=0.1)
+    with pytest.raises(ValueError, match="the gradient must have the shape"):
+        meta.gradient_step(lambda w, k: w[:, None])(theta, np.zeros(1), 0)
+    with pytest.raises(ValueError, match="w has the wrong shape"):
+        meta.ewc(np.ones(3), np.ones(3), 1.0)(np.ones(1))
+
+
+def test_targets_must_have_their_shape(torch):
+    net, data = meta.Network((1, 6, 1)), sinusoids(3, 4)
+    w, x, y = net.start(), data.x_support[0], data.y_support[0]
+    assert net.risk(w, x, y) > 0
+    for wrong in (y[:, 0], y[:2], y * math.nan, np.stack([y, y])):
+        with pytest.raises(ValueError, match="^y "):
+            net.risk(w, x, wrong)
+    for name, value in (
+        ("y_query", data.y_query[:1]),
+        ("y_support", data.y_support[:, :1]),
+        ("x_query", data.x_query[0]),
+        ("x_query", data.x_query[:2]),
+    ):
+        with pytest.raises(ValueError, match="y_support|[xy]_query"):
+            net.task(replace(data, **{name: value}))
+    # Where a unit is exactly 0, torch takes the same derivative as ours: 0.
+    t = torch.zeros(net.size, dtype=torch.float64, requires_grad=True)
+    one = sinusoids(1, 4, like=t.detach())
+    (slope,) = torch.autograd.grad(net.risk(t, one.x_support[0], one.y_support[0]), t)
+    ours = net.task(one).gradient(torch.zeros(1, net.size, dtype=torch.float64))[0]
+    torch.testing.assert_close(slope, ours)
+    with pytest.raises(ValueError, match="like"):
+        sinusoids(2, 3, like=[1])
+
+
+def test_the_result_is_no_way_around_the_gradient(torch):
+    """The adapted weights are cut off: through them torch would see the first-order part only."""
+    theta = torch.tensor([0.5, 0.8], dtype=torch.float64, requires_grad=True)
+    one = meta.task(lambda w: (w**4).sum(), lambda w: w.sin().sum())
+    for order in ("exact", "first"):
+        found = meta.maml(one, theta, step=0.1, steps=2, order=order)
+        assert not found.weights.requires_grad
+        assert not found.gradient.requires_grad
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_imaml_with_a_large_rho_or_little_to_adapt(dtype):
+    H = np.diag([1.0, 2.0]).astype(dtype)
+    one = meta.Task(lambda w: H @ w - 1, lambda w, v: H @ v, squared_l2())
+    rtol = 1e-10 if dtype == "float64" else 1e-5
+    theta = np.array([3.0, -1.0], dtype)
+    for rho in (1e3, 1e7, 1e12):
+        found = meta.imaml(one, theta, rho=rho, rtol=rtol)
+        assert found.converged, found.reason
+        exact = np.linalg.solve(H + rho * np.eye(2), rho * theta + 1)
+        np.testing.assert_allclose(found.weights, exact, rtol=10 * np.finfo(dtype).eps)
+    adapted = np.array([1.0, 0.5], dtype) * (1 + np.finfo(dtype).eps)
+    assert meta.imaml(one, adapted.astype(dtype), rho=1.0, rtol=rtol).converged
 
 
 def test_bad_counts():
