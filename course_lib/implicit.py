@@ -36,7 +36,7 @@ from .arrays import (
 )
 from .iterate import Result, residual_rule, run
 from .linear import _lanczos, _product, _system, bicgstab, cg, gmres, minres
-from .operators import LinearOperator, as_operator, diagonal, matrix
+from .operators import LinearOperator, as_operator, diagonal, golub_kahan, matrix
 
 __all__ = [
     "Solution",
@@ -421,7 +421,9 @@ class Solution:
     residual : float
         :math:`\\|b-Ax\\|/\\|b\\|`.
     condition : float or None
-        Estimate of the condition number. By Ritz values it is too small rather than too large.
+        Estimate of the condition number: by LAPACK; by Ritz values, if A is positive definite; else
+        by the singular values of a bidiagonalization, where the promise was not kept. The last two
+        are too small rather than too large.
     predicted : int or None
         Steps after which conjugate gradients have reduced the error by rtol, in the norm of A, if
         this condition number is right: an upper bound.
@@ -622,8 +624,15 @@ def _solution(
         allowed = 10 * _eps(b) * A.norm(rtol=0.5, like=b) * to_float(norm(x)) / scale
         rtol = max(rtol, min(1e-3, allowed))
     converged = residual <= rtol and method != "damped"
+    if condition is None and not converged:
+        values = np.linalg.svd(golub_kahan(A, b, 15)[2], compute_uv=False)
+        # None at all: the direction b is mapped to zero.
+        least = max(values.min(initial=math.inf), np.finfo(float).tiny)
+        condition = float(values.max(initial=0) / least) or math.inf
     reason = f"{' after '.join(reversed(tried))}: relative residual {residual:.1e}"
-    reason += f", asked for {rtol:.1e}" if not converged else ""
+    if not converged:
+        reason += f", asked for {rtol:.1e}"
+        reason += "" if method == "damped" else f"; condition number at least {condition:.0e}"
     if method == "damped":
         reason = f"A is singular to rounding (condition number {condition:.1e}); {reason}"
     return Solution(x, converged, reason, method, steps, residual, condition, predicted, tried)

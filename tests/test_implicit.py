@@ -824,6 +824,17 @@ def test_no_residual_is_excused_by_a_huge_x():
     assert not solve(through_products(M), np.array([1, 4, 9], "float32")).converged
 
 
+def test_a_failure_says_how_large_the_condition_number_is_at_least(rng):
+    """Not symmetric, 30 steps allowed: an estimate from below, by Golub and Kahan."""
+    for condition in (1e3, 1e6):
+        Q, P = (np.linalg.qr(rng.standard_normal((60, 60)))[0] for _ in range(2))
+        M = (Q * np.geomspace(1, 1 / condition, 60)) @ P.T
+        found = solve(through_products(M), rng.standard_normal(60), max_iter=30, rtol=1e-12)
+        assert not found.converged
+        assert 10 < found.condition <= 1.001 * condition
+        assert f"condition number at least {found.condition:.0e}" in found.reason
+
+
 def test_long_vectors_hide_no_asymmetry():
     """Single precision: the asymmetry of random pairs falls like 1/√n, and so does the test."""
     n, f = 100_000, np.float32
