@@ -131,6 +131,11 @@ def _outer(outer: Functional) -> Functional:
 # Quadratic inner problems
 
 
+def _slope(outer: Functional, x: Array) -> Array:
+    g = detach(outer.gradient(x))
+    return as_real(g, "the gradient of the outer loss", shape=tuple(x.shape), like=x)
+
+
 def _penalties(D: Any, theta: Array, shape: tuple) -> list[tuple[Array, LinearOperator]]:
     """Return pairs of weight and operator with penalty ½Σ‖√w D x‖²."""
     weights, many = _weights(theta), isinstance(D, (list, tuple))
@@ -253,7 +258,7 @@ def tikhonov(
     H, xp = _normal(A, pairs, y), array_namespace(y)
     x0, psi0 = (None, None) if start is None else (start.x, start.adjoint)
     x, k_fwd = _solved(H, A.H @ y, x0, rtol, max_iter, "inner")
-    v, bound = detach(outer.gradient(x)), None
+    v, bound = _slope(outer, x), None
     psi, k_adj = _solved(H, v, psi0, rtol, max_iter, "adjoint")
     slopes = [-(w * (each @ psi) * (each @ x)) for w, each in pairs]
     if isinstance(D, (list, tuple)):
@@ -502,7 +507,7 @@ def _on_support(
     S = np.flatnonzero(to_numpy(x).ravel())
     off = np.delete(np.abs(to_numpy(found.state.c)).ravel(), S)
     margin = float(1 - off.max() / lam1) if off.size else 1.0
-    psi = _support_adjoint(A, x, S, lam2, detach(outer.gradient(x))) if len(S) else 0 * x
+    psi = _support_adjoint(A, x, S, lam2, _slope(outer, x)) if len(S) else 0 * x
     gradient = -xp.stack([lam1 * inner(xp.sign(x), psi), lam2 * inner(x, psi)])
     steps = (found.iterations, 0)
     return Hypergradient(to_float(outer(x)), gradient, x, psi, steps, None, margin)
@@ -619,7 +624,7 @@ def unrolled(
 
     def turn(x: Array) -> tuple[Array, Array]:
         ends.append(as_real(x, f"the iterate x_{steps}", shape=tuple(x0.shape)))
-        return detach(outer.gradient(x)), 0 * theta
+        return _slope(outer, x), 0 * theta
 
     psi, gradient = _backwards(advance, back, turn, advance(x0, 0, first), first, steps, slots)
     return Hypergradient(to_float(outer(ends[0])), gradient, ends[0], psi, (taken[0], last))

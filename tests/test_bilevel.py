@@ -1622,3 +1622,25 @@ def test_evidence_and_choice_agree(rng):
     _, slope = bilevel.evidence(A, y, theta, noise_std=noise_std)
     _, beside = bilevel.evidence(A, y, theta + 0.5, noise_std=noise_std)
     assert abs(slope) < 0.05 * abs(beside)
+
+
+def test_a_wrong_gradient_of_the_outer_loss_is_named():
+    A, y, theta = np.eye(3), np.ones(3), np.array(-1.0)
+    for slope, words in (
+        (lambda x: x * math.nan, "the gradient of the outer loss must be finite"),
+        (lambda x: x[:, None], "the gradient of the outer loss has the wrong shape"),
+        (lambda x: x.astype("float32"), "the gradient of the outer loss"),
+    ):
+        outer = Functional(lambda x: 1.0, slope)
+        for call in (bilevel.tikhonov, bilevel.lasso):
+            with pytest.raises(ValueError, match=words):
+                call(A, y, theta, outer)
+        with pytest.raises(ValueError, match=words):
+            bilevel.unrolled(
+                lambda x, theta, k: x / 2 + theta,
+                np.ones(3),
+                theta,
+                2,
+                outer,
+                linearize=lambda *_: (np.eye(3) / 2, np.ones((3, 1))),
+            )
