@@ -159,9 +159,11 @@ def task(
     def total(loss: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def added(w: Array) -> Array:
             value, wanted = loss(w), f"{tasks} numbers" if shape else "one number"
+            got = getattr(value, "shape", None)
             require(
-                tuple(value.shape) == shape,
-                f"a loss must return {wanted}: got an array of shape {tuple(value.shape)}",
+                got == shape,
+                f"a loss must return {wanted}, as a tensor: expected shape {shape}, got "
+                f"{type(value).__name__ if got is None else tuple(got)}",
             )
             return value.sum()
 
@@ -185,6 +187,10 @@ def task(
 def _start(task: Task, theta: Array) -> tuple[Array, Array]:
     """Return θ, checked, and the weights that adaptation starts from: θ, or a row for each task."""
     require(isinstance(task, Task), f"task must be a Task: got {type(task).__name__}")
+    require(
+        isinstance(task.query, Functional),
+        f"the query loss must be a Functional: got {type(task.query).__name__}",
+    )
     theta = detach(as_real(theta, "theta"))
     if task.tasks is None:
         return theta, theta
@@ -195,10 +201,11 @@ def _start(task: Task, theta: Array) -> tuple[Array, Array]:
 
 def _shaped(x: Array, w: Array, name: str) -> Array:
     """Return x, if it has the shape of the weights: what a callable returned."""
+    got = getattr(x, "shape", None)
     require(
-        tuple(x.shape) == tuple(w.shape),
-        f"{name} must have the shape of the weights: expected {tuple(w.shape)}, got "
-        f"{tuple(x.shape)}",
+        got == w.shape,
+        f"{name} must be an array of the shape of the weights: expected {tuple(w.shape)}, got "
+        f"{type(x).__name__ if got is None else tuple(got)}",
     )
     return x
 
@@ -228,7 +235,10 @@ def _mean(task: Task, x: Array) -> Array:
 def _found(
     task: Task, w: Array, gradient: Array, slope: Array | None, converged: bool, reason: str
 ) -> MetaGradient:
-    value, gradient = to_float(_mean(task, task.query.value(w))), _mean(task, gradient)
+    loss, wanted = task.query.value(w), () if task.tasks is None else (task.tasks,)
+    got = getattr(loss, "shape", ())
+    require(got == wanted, f"the query loss must have the shape {wanted}: got {tuple(got)}")
+    value, gradient = to_float(_mean(task, loss)), _mean(task, gradient)
     if not (math.isfinite(value) and math.isfinite(to_float(norm(gradient)))):
         converged, reason = False, "not finite: adaptation diverged; is the inner step too large?"
     return MetaGradient(value, gradient, w, slope, converged, reason)

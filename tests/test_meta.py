@@ -277,8 +277,10 @@ def test_four_ways_to_the_same_meta_gradient(name, options, steps, torch):
 
 def test_torch_losses_must_give_the_right_number(torch):
     w = torch.ones(3)
-    with pytest.raises(ValueError, match=r"a loss must return one number: got .* \(3,\)"):
+    with pytest.raises(ValueError, match=r"a loss must return one number, .* got \(3,\)"):
         meta.task(lambda w: w, lambda w: w.sum()).gradient(w)
+    with pytest.raises(ValueError, match="a loss must return one number, .* got float"):
+        meta.task(lambda w: w.sum().item(), lambda w: w.sum()).gradient(w)
     with pytest.raises(ValueError, match="a loss must return 2 numbers"):
         meta.task(lambda w: w.sum(), lambda w: w.sum(), tasks=2).gradient(torch.ones(2, 3))
 
@@ -776,14 +778,18 @@ def test_what_callables_return_must_have_the_shape_of_the_weights():
     theta = np.ones(5)
     right = squared_l2()
     column = Functional(right.value, lambda w: w[:, None])
+    entries = Functional(lambda w: w**2 / 2, lambda w: w)
     for task, words in (
         (meta.Task(lambda w: w, lambda w, v: v[:, None], right), "the Hessian product"),
+        (meta.Task(lambda w: w, lambda w, v: None, right), "the Hessian product .* got NoneType"),
         (meta.Task(lambda w: w, lambda w, v: v, column), "the gradient of the query loss"),
+        (meta.Task(lambda w: w, lambda w, v: v, entries), r"the query loss .* \(\): got \(5,\)"),
+        (meta.Task(lambda w: w, lambda w, v: v, sum), "the query loss must be a Functional"),
         (meta.Task(lambda w: w[:, None], lambda w, v: v, right), "the gradient of the support"),
     ):
         with pytest.raises(ValueError, match=words):
             meta.maml(task, theta, step=0.1)
-    with pytest.raises(ValueError, match="the gradient must have the shape"):
+    with pytest.raises(ValueError, match="the gradient must be an array of the shape"):
         meta.gradient_step(lambda w, k: w[:, None])(theta, np.zeros(1), 0)
     with pytest.raises(ValueError, match="w has the wrong shape"):
         meta.ewc(np.ones(3), np.ones(3), 1.0)(np.ones(1))
