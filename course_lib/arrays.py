@@ -24,6 +24,7 @@ __all__ = [
     "namespace",
     "norm",
     "require",
+    "shape_of",
     "to_float",
     "to_numpy",
     "zeros",
@@ -31,6 +32,19 @@ __all__ = [
 
 Array = Any
 _NUMPY = array_namespace(np.empty(0))
+
+
+def shape_of(x: Any) -> tuple[int, ...] | str:
+    """Return the shape of an array, the type's name of anything else: for what a message "got".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> shape_of(np.ones((2, 3))), shape_of(1.0)
+    ((2, 3), 'float')
+    """
+    shape = getattr(x, "shape", None)
+    return type(x).__name__ if shape is None else tuple(shape)
 
 
 def require(rule: Any, message: str) -> None:

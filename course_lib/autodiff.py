@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from .arrays import Array, require
+from .arrays import Array, require, shape_of
 
 __all__ = ["all_reduce", "attach", "batched", "gradient", "gradient_and_hvp", "hvp", "partials"]
 
@@ -21,6 +21,12 @@ def _check(*points: Array) -> None:
             isinstance(x, torch.Tensor) and x.is_floating_point(),
             f"autodiff needs torch tensors of floating-point numbers: got {type(x).__name__}",
         )
+
+
+def _number(value: Array) -> Array:
+    got = shape_of(value)
+    require(got == (), f"f must return one number, as a tensor of shape (): got {got}")
+    return value
 
 
 def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
@@ -40,10 +46,7 @@ def gradient(f: Callable[..., Array]) -> Callable[..., Array]:
 
     def scalar(x: Array, *rest: Any) -> Array:
         _check(x)
-        value = f(x, *rest)
-        shape = getattr(value, "shape", None)
-        require(shape == (), f"f must return one number, as a tensor of shape (): got {shape}")
-        return value
+        return _number(f(x, *rest))
 
     return torch.func.grad(scalar)
 
@@ -67,9 +70,7 @@ def gradient_and_hvp(
     _check(x)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        value = f(x)
-        shape = getattr(value, "shape", None)
-        require(shape == (), f"f must return one number, as a tensor of shape (): got {shape}")
+        value = _number(f(x))
         # The zero stands for a Hessian where f is linear or does not depend on x.
         (g,) = torch.autograd.grad(value + (0 * x * x).sum(), x, create_graph=True)
     return g.detach(), lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0]
@@ -157,7 +158,8 @@ def partials(F: Callable[..., Array], *points: Array) -> list[tuple[Callable, Ca
 def all_reduce(x: Array) -> Array:
     r"""Return the sum of x over all processes of ``torch.distributed``; x itself if there is one.
 
-    The caller has started the processes and the group (``init_process_group("gloo", ...)``).
+    Cut off from autograd. In all processes x has one shape and one dtype, floating-point. The
+    caller has started the processes and the group (``init_process_group("gloo", ...)``).
 
     Examples
     --------
@@ -165,9 +167,11 @@ def all_reduce(x: Array) -> Array:
     >>> all_reduce(torch.ones(2))
     tensor([1., 1.])
     """
+    _check(x)
+    x = x.detach()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return x
-    x = x.detach().clone()
+    x = x.clone()
     torch.distributed.all_reduce(x)
     return x
 
@@ -196,6 +200,11 @@ class _Attached(Function):
         inputs = ctx.saved_tensors  # refused if they were changed in place
         with torch.no_grad():
             slopes = ctx.pullback(v)
+        for slope, x in zip(slopes, inputs, strict=True):
+            rule = "the pullback must return an array of the shape of each input: expected"
+            require(
+                shape_of(slope) == tuple(x.shape), f"{rule} {tuple(x.shape)}, got {shape_of(slope)}"
+            )
         if torch.is_grad_enabled():
             slopes = [_Once.apply(slope, v, *inputs) for slope in slopes]
         return (None, None, *slopes)

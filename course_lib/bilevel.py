@@ -27,8 +27,10 @@ from .arrays import (
     inner,
     norm,
     require,
+    shape_of,
     to_float,
     to_numpy,
+    zeros,
 )
 from .functionals import Functional
 from .iterate import Result, StoppingRule, residual_rule, run
@@ -78,7 +80,7 @@ class Hypergradient:
         Inner and adjoint iterations; 0 for direct solves.
     bound : float or None
         How far the gradient may be off, from the residuals (:func:`implicit.error_bound`), where
-        the constants are known.
+        the constants are known; rounding apart.
     margin : float or None
         Of ℓ1 problems: how strictly the entries off the support are optimal,
         :math:`\min_{j\notin S}(1-|a_j^\top r|/\lambda)`. At 0 the solution has a kink.
@@ -94,14 +96,14 @@ class Hypergradient:
 
 
 def _data(
-    A: Any, y: Array, theta: Array, shape: tuple[int, ...] | None = None
+    A: Any, y: Array, theta: Array, shape: tuple[int, ...] | None = None, name: str = "y"
 ) -> tuple[LinearOperator, Array, Array]:
     """Return operator, data and hyperparameters, checked and without a graph."""
-    A, y = _with_data(A, y)
+    A, y = _with_data(A, y, name)
     # Of NumPy's 0-d arrays arithmetic makes numbers.
     theta = np.asarray(theta) if isinstance(theta, np.generic) else theta
     theta = as_real(theta, "theta", shape=shape)
-    check_alike(theta, "theta", y, "y")
+    check_alike(theta, "theta", y, name)
     return A, detach(y), detach(theta)
 
 
@@ -134,6 +136,10 @@ def _outer(outer: Functional) -> Functional:
 def _slope(outer: Functional, x: Array) -> Array:
     g = detach(outer.gradient(x))
     return as_real(g, "the gradient of the outer loss", shape=tuple(x.shape), like=x)
+
+
+def _loss(outer: Functional, x: Array) -> float:
+    return as_scalar(detach(outer(x)), "the outer loss")
 
 
 def _penalties(D: Any, theta: Array, shape: tuple) -> list[tuple[Array, LinearOperator]]:
@@ -186,14 +192,51 @@ def _solved(
     for first in [None] if x0 is None or size == 0 else [x0, None]:
         found = run(cg(H, b, first), stop=stop, max_iter=max_iter)
         if found.converged:
-            return found.x, found.iterations
+            return detach(found.x), found.iterations
     # A backward stable solver leaves a residual of eps ‖H‖‖x‖.
     allowed = 100 * eps * implicit._ritz_values(H, b).max() * to_float(norm(found.x))
     require(
         to_float(norm(b - H @ found.x)) <= allowed,
         f"the {what} system must be solved to rtol = {rtol}: {found.reason}",
     )
-    return found.x, found.iterations
+    return detach(found.x), found.iterations
+
+
+def _both(
+    H: LinearOperator,
+    b: Array,
+    outer: Functional,
+    start: Hypergradient | None,
+    rtol: float,
+    max_iter: int,
+    plain: bool,
+) -> tuple[Array, Array, Array, tuple[int, int]]:
+    r"""Solve Hx = b and Hψ = v = ∇f(x): x, v, ψ and the iterations.
+
+    A step of inverse iteration takes v to ψ, so ‖v‖/‖ψ‖ is near the smallest eigenvalue μ, and a
+    residual of rtol ‖b‖ may put x off by rtol ‖b‖/μ. Unless that is below √rtol ‖x‖, both are
+    solved again. (A plain one, D = I, needs no such care: all residuals lie in the range of Aᵀ.)
+    """
+    x, psi = (None, None) if start is None else (start.x, start.adjoint)
+    goal, floor = rtol**0.5, 10 * float(array_namespace(b).finfo(b.dtype).eps)
+    steps = (0, 0)
+    while True:
+        x, k_fwd = _solved(H, b, x, rtol, max_iter, "inner")
+        v = _slope(outer, x)
+        psi, k_adj = _solved(H, v, psi, rtol, max_iter, "adjoint")
+        steps = (steps[0] + k_fwd, steps[1] + k_adj)
+        below = to_float(norm(v)) * to_float(norm(x))
+        if plain or below == 0:
+            return x, v, psi, steps
+        growth = to_float(norm(b)) * to_float(norm(psi)) / below
+        require(
+            floor * growth <= 0.1,
+            "theta must be so large that A and D determine x: the normal matrix is singular to "
+            f"rounding, which puts x off by {floor * growth:.0e} of its size",
+        )
+        if rtol * growth <= goal or rtol <= floor:
+            return x, v, psi, steps
+        rtol = max(0.5 * goal / growth, floor)
 
 
 def tikhonov(
@@ -234,7 +277,9 @@ def tikhonov(
     start : Hypergradient, optional
         Of a θ nearby: both systems start at its solutions.
     rtol : float
-        Relative residual of both systems, or what rounding allows.
+        Relative residual of both systems, or what rounding allows. With D other than I they are
+        solved to less where x would be off by more than :math:`\sqrt{\rm rtol}\,\|x\|`, as far as
+        ψ tells.
     lip_outer : float, optional
         Lipschitz constant of the gradient of ``outer`` (:math:`\|B\|^2`); with it, and D = I, the
         result has a bound of its error.
@@ -242,7 +287,8 @@ def tikhonov(
     Raises
     ------
     ValueError
-        If shapes do not fit, or a system is not solved in ``max_iter`` steps.
+        If shapes do not fit, a system is not solved in ``max_iter`` steps, or (D other than I) is
+        singular to rounding.
 
     Examples
     --------
@@ -256,11 +302,9 @@ def tikhonov(
     A, y, theta = _data(A, y, theta)
     pairs, outer = _penalties(D, theta, A.in_shape), _outer(outer)
     H, xp = _normal(A, pairs, y), array_namespace(y)
-    x0, psi0 = (None, None) if start is None else (start.x, start.adjoint)
-    x, k_fwd = _solved(H, A.H @ y, x0, rtol, max_iter, "inner")
-    v, bound = _slope(outer, x), None
-    psi, k_adj = _solved(H, v, psi0, rtol, max_iter, "adjoint")
-    slopes = [-(w * (each @ psi) * (each @ x)) for w, each in pairs]
+    b, rtol, plain = A.H @ y, as_scalar(rtol, "rtol", positive=True), D is None and theta.ndim == 0
+    x, v, psi, steps = _both(H, b, outer, start, rtol, max_iter, plain)
+    slopes, bound = [-detach(w * (each @ psi) * (each @ x)) for w, each in pairs], None
     if isinstance(D, (list, tuple)):
         gradient = xp.stack([xp.sum(slope) for slope in slopes])
     else:
@@ -268,7 +312,7 @@ def tikhonov(
     if lip_outer is not None and D is None:
         lam = pairs[0][0]
         bound = implicit.error_bound(
-            to_float(norm(H @ x - A.H @ y)),
+            to_float(norm(H @ x - b)),
             to_float(norm(H @ psi - v)),
             mu=to_float(xp.min(lam)),
             adjoint_norm=to_float(norm(psi)),
@@ -276,7 +320,7 @@ def tikhonov(
             lip_F_theta=to_float(xp.max(lam)),
             lip_grad=lip_outer,
         )
-    return Hypergradient(to_float(outer(x)), gradient, x, psi, (k_fwd, k_adj), bound)
+    return Hypergradient(_loss(outer, x), gradient, x, psi, steps, bound)
 
 
 def tikhonov_fourier(
@@ -293,12 +337,14 @@ def tikhonov_fourier(
         (b\bar a\hat y\,\overline{\hat y_{\rm val}})}{h}+|\hat y_{\rm val}|^2 .
 
     The transforms are taken once; each θ costs a few operations a frequency. The loss is accurate
-    to :math:`\mathrm{eps}_{\rm mach}\|y_{\rm val}\|^2`.
+    to :math:`\mathrm{eps}_{\rm mach}\|y_{\rm val}\|^2` where :math:`e^\theta|d|^2` is not small
+    against the rounding of :math:`|a|^2`.
 
     Raises
     ------
     ValueError
-        If an operator is no periodic convolution, or a frequency is unseen by A and D.
+        If an operator is no periodic convolution, a frequency is unseen by A and D, or the result
+        is not finite.
 
     Examples
     --------
@@ -310,29 +356,35 @@ def tikhonov_fourier(
     [1.0, 1.0]
     """
     A, y, _ = _data(A, y, y)
-    B, y_val, _ = _data(B, y_val, y)
+    B, y_val, _ = _data(B, y_val, y, name="y_val")
     xp = array_namespace(y)
     half, last = A.in_shape[-1] // 2 + 1, A.in_shape[-1]
     # Frequencies that the half spectrum holds once and the full one twice.
     twice = asarray_like(2.0 - np.isin(np.arange(half), [0, last / 2]), y)
-    a, b, d = (_spectrum(operator, A.in_shape, y) for operator in (A, B, D or identity(A.in_shape)))
+    a, b, d = (
+        _spectrum(operator, A.in_shape, y)
+        for operator in (A, B, identity(A.in_shape) if D is None else D)
+    )
     z = b * xp.conj(a) * xp.fft.rfftn(y)
     share = twice / math.prod(A.in_shape)
     power, penalty, u = xp.abs(a) ** 2, xp.abs(d) ** 2, share * xp.abs(z) ** 2
     s = share * xp.real(z * xp.conj(xp.fft.rfftn(y_val)))
-    power, penalty, u, s = (xp.reshape(each, (-1,)) for each in (power, penalty, u, s))
     require(
         to_float(xp.min(power + penalty)) > 0,
         "every frequency must be seen by A or D: one is seen by neither",
     )
+    # Where A sees nothing, x is 0, whatever θ is.
+    power, penalty, u, s = (each[power > 0] for each in (power, penalty, u, s))
     constant = 0.5 * to_float(inner(y_val, y_val))
 
     def of_theta(theta: float) -> tuple[float, float]:
         lam = to_float(_weights(np.asarray(as_scalar(theta, "theta"))))
         g = 1 / (power + lam * penalty)
         ug = u * g
-        value = 0.5 * inner(ug, g) - inner(s, g) + constant
-        return to_float(value), lam * to_float(inner(penalty * g * g, s - ug))
+        value = to_float(0.5 * inner(ug, g) - inner(s, g)) + constant
+        # The first factor is at most 1, so that nothing overflows before it is multiplied.
+        slope = to_float(inner(lam * penalty * g, g * (s - ug)))
+        return as_scalar(value, "the loss"), as_scalar(slope, "its derivative")
 
     return of_theta
 
@@ -386,23 +438,28 @@ def evidence(
         f"theta must be one number: expected shape (), got {tuple(theta.shape)}",
     )
     pairs = _penalties(D, theta, A.in_shape)
-    roots = [to_numpy(each.to_dense(like=y)) for _, each in pairs]
-    weights, squares = [to_float(w) for w, _ in pairs], [E.T @ E for E in roots]
-    Q = sum(w * S for w, S in zip(weights, squares, strict=True))
-    H = M.T @ M / noise_std**2 + Q
-    condition = np.linalg.cond(H)
+    roots = [to_float(w) ** 0.5 * to_numpy(each.to_dense(like=y)) for w, each in pairs]
+    # Singular values of the roots of Q and H: those of Q and H would lose half of the digits.
+    R = np.vstack(roots)
+    U, h, W = np.linalg.svd(np.vstack([M / noise_std, R]), full_matrices=False)
+    _, q, V = np.linalg.svd(R, full_matrices=False)
+    tiny = n * np.finfo(float).eps
     require(
-        condition <= 0.1 / np.finfo(float).eps,
+        len(h) == n and h[-1] > tiny * h[0],
         "A and D must have no null vector in common (or theta is too small): the normal matrix "
-        f"is singular to rounding, condition number {condition:.1e}",
+        f"is singular to rounding, condition number above {tiny**-2:.0e}",
     )
-    x = np.linalg.solve(H, M.T @ data / noise_std**2)
-    r, (q, V) = M @ x - data, np.linalg.eigh(Q)
-    kept = q > n * np.finfo(float).eps * q[-1]
-    value = 0.5 * r @ r / noise_std**2 + 0.5 * x @ Q @ x + 0.5 * np.linalg.slogdet(H)[1]
-    value += -0.5 * np.log(q[kept]).sum() + 0.5 * len(data) * math.log(2 * math.pi * noise_std**2)
-    spread = np.linalg.inv(H) - (V[:, kept] / q[kept]) @ V[:, kept].T
-    slope = [w * (x @ S @ x + np.sum(spread * S)) for w, S in zip(weights, squares, strict=True)]
+    known = np.append(data / noise_std, np.zeros(len(R)))
+    x, kept = W.T @ (U.T @ known / h), q > tiny * q[0]
+    misfit = np.linalg.norm(known - np.vstack([M / noise_std, R]) @ x)
+    value = 0.5 * misfit**2 + np.log(h).sum() - np.log(q[kept]).sum()
+    value += len(data) * (math.log(noise_std) + 0.5 * math.log(2 * math.pi))
+    slope = [
+        np.linalg.norm(E @ x) ** 2
+        + np.linalg.norm(E @ (W.T / h)) ** 2
+        - np.linalg.norm(E @ (V[kept].T / q[kept])) ** 2
+        for E in roots
+    ]
     return float(value), asarray_like(0.5 * np.array(slope).reshape(tuple(theta.shape)), theta)
 
 
@@ -732,10 +789,10 @@ def newton_cg(g: Inner, x0: Array) -> Iterator[NewtonState]:
     >>> [state.x.round(6) for state, _ in zip(newton_cg(g, np.zeros(2)), range(2))][-1]
     array([1.  , 0.25])
     """
-    x = as_real(x0, "x0")
+    x = detach(as_real(x0, "x0"))
 
     def iterate(x: Array) -> Iterator[NewtonState]:
-        r, value, steps = -g.gradient(x), to_float(g.value(x)), 0
+        r, value, steps = -g.gradient(x), as_scalar(detach(g.value(x)), "g at the start"), 0
         eps = float(array_namespace(x).finfo(x.dtype).eps)
         while True:
             yield NewtonState(x, r, value, steps)
@@ -747,8 +804,11 @@ def newton_cg(g: Inner, x0: Array) -> Iterator[NewtonState]:
             found = run(cg(H, r), stop=stop, max_iter=200)
             d, t, steps = detach(found.x), 1.0, steps + found.iterations
             slope, floor = to_float(inner(r, d)), 5 * eps * abs(value)
-            while to_float(g.value(x + t * d)) > value - 1e-4 * t * slope + floor and t > 1e-10:
+            # Where g is not a number, the step is too long as well.
+            while not to_float(g.value(x + t * d)) <= value - 1e-4 * t * slope + floor:
                 t /= 2
+                if t <= 1e-10:
+                    break
             r = -g.gradient(x + t * d)
             # Where rounding hides the decrease of g, its gradient must become smaller.
             stuck = 1e-4 * slope <= floor and to_float(norm(r)) >= size
@@ -771,7 +831,7 @@ def newton_rule(g: Inner, x0: Array, *, rtol: float) -> StoppingRule:
     >>> run(newton_cg(g, np.ones(1)), stop=newton_rule(g, np.ones(1), rtol=1e-9), max_iter=9).x
     array([0.])
     """
-    scale = max(to_float(norm(g.gradient(x0))), 1.0)
+    scale = max(to_float(norm(g.gradient(as_real(x0, "x0")))), 1.0)
     return StoppingRule(
         measure=lambda state: to_float(norm(state.r)),
         verify=lambda state: to_float(norm(g.gradient(state.x))),
@@ -899,14 +959,15 @@ def federated(
     Parameters
     ----------
     clients : list of pairs (g, f)
-        Those of this process.
+        Those of this process; with ``total`` there may be none.
     x0 : array
         The shared model.
     rho : float
-        :math:`\rho>0`.
+        :math:`\rho>0`, so large that each problem is convex. That it is not shows only where the
+        linear systems meet a direction of negative curvature.
     total : callable, optional
-        Adds an array over all processes (:func:`course_lib.autodiff.all_reduce`); the identity if
-        there is one process.
+        Adds an array over all processes (:func:`course_lib.autodiff.all_reduce`). It is called once
+        in each process, also where a client fails: then all of them raise, and stay in step.
 
     Returns
     -------
@@ -916,7 +977,7 @@ def federated(
     Raises
     ------
     ValueError
-        If a client's problem is not solved.
+        If a client's problem is not solved, in this process or another.
 
     Examples
     --------
@@ -930,22 +991,43 @@ def federated(
     """
     x0, rho = detach(as_real(x0, "x0")), as_scalar(rho, "rho", positive=True)
     xp, rtol = array_namespace(x0), as_scalar(rtol, "rtol", positive=True)
-    eps = float(xp.finfo(x0.dtype).eps)
-    require(len(clients) > 0, "clients must be pairs of an inner problem and a loss: got none")
-    models, value, gradient, steps = [], 0.0, 0 * x0, (0, 0)
-    for g, f in clients:
-        # Rounding of x leaves a gradient of eps ρ‖x‖.
-        bound = max(rtol, 10 * eps) * max(to_float(norm(g.gradient(x0))), 1.0)
-        bound = max(bound, 10 * eps * rho * to_float(norm(x0)))
-        found, solved, fine, reason = _near(g.gradient, g.hessian, f.gradient, x0, rho, rtol, bound)
-        require(fine, f"the problems of each client must be solved: {reason}")
-        models.append(found.x)
-        value, gradient = value + to_float(f(found.x)), gradient + solved.x
-        steps = (steps[0] + found.iterations, steps[1] + solved.iterations)
+    require(
+        isinstance(clients, (list, tuple))
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in clients),
+        f"clients must be a list of pairs, inner problem and loss: got {type(clients).__name__}",
+    )
+    require(clients or total is not None, "clients must be a list of one or more: got none")
+    found, problem = [], None
+    try:
+        found = [_client(g, _outer(f), x0, rho, rtol) for g, f in clients]
+    except Exception as error:
+        if total is None:
+            raise
+        problem = error
+    steps = tuple(sum(each.steps[i] for each in found) for i in (0, 1))
+    gradient, value = sum((each.gradient for each in found), 0 * x0), sum(x.value for x in found)
     if total is not None:
-        both = total(xp.concat([xp.reshape(gradient, (-1,)), asarray_like(np.array([value]), x0)]))
-        gradient, value = xp.reshape(both[:-1], x0.shape), to_float(both[-1])
-    return Hypergradient(value, gradient, xp.stack(models), gradient, steps)
+        # One vector: the gradient, the value, and how many processes failed.
+        rest = asarray_like(np.array([value, float(problem is not None)]), x0)
+        both = total(xp.concat([xp.reshape(gradient, (-1,)), rest]))
+        if problem is not None:
+            raise problem
+        both = as_real(both, "what total returns", shape=(math.prod(x0.shape) + 2,), like=x0)
+        require(
+            to_float(both[-1]) == 0, "each client must be solved: one of another process failed"
+        )
+        gradient, value = xp.reshape(both[:-2], x0.shape), to_float(both[-2])
+    models = xp.stack([each.x for each in found]) if found else zeros((0, *x0.shape), x0)
+    return Hypergradient(value, gradient, models, gradient, steps)
+
+
+def _client(g: Inner, f: Functional, x0: Array, rho: float, rtol: float) -> Hypergradient:
+    as_real(detach(g.gradient(x0)), "a client's gradient", shape=tuple(x0.shape), like=x0)
+    slope = lambda x: _slope(f, x)  # noqa: E731
+    found, solved, fine, reason = _near(g.gradient, g.hessian, slope, x0, rho, rtol)
+    require(fine, f"the problems of each client must be solved: {reason}")
+    steps = (found.iterations, solved.iterations)
+    return Hypergradient(_loss(f, found.x), solved.x, found.x, solved.x, steps)
 
 
 class ProxState(NamedTuple):
@@ -962,7 +1044,6 @@ def _near(
     x0: Array,
     rho: float,
     rtol: float,
-    bound: float,
     max_iter: int = 100,
 ) -> tuple[Result, implicit.Solution, bool, str]:
     r"""Solve both problems of a model that is kept near x_0, given the derivatives of g and f.
@@ -970,6 +1051,10 @@ def _near(
     Newton's method with steps halved until the gradient is shorter, and one more linear system:
     what they returned, whether all went well, and in words how.
     """
+
+    # What cannot be seen beside the rounding of the two parts of the gradient.
+    eps = 10 * float(array_namespace(x0).finfo(x0.dtype).eps)
+    hidden = eps * to_float(norm(implicit.lavrentiev(hessian(x0), rho) @ x0))
 
     def residual(x: Array) -> Array:
         return gradient(x) + rho * (x - x0)
@@ -990,7 +1075,7 @@ def _near(
     stop = StoppingRule(
         measure=lambda state: to_float(norm(state.r)),
         verify=lambda state: to_float(norm(residual(state.x))),
-        bound=bound,
+        bound=max(max(rtol, eps) * to_float(norm(gradient(x0))), hidden),
         name="gradient norm",
     )
     found = run(iterate(), stop=stop, max_iter=max_iter)
@@ -1068,39 +1153,44 @@ def ode(
         len(t) >= 2 and (np.diff(t) > 0).all(),
         "t must hold two numbers or more, each above the one before: it does not",
     )
+    for function, name, shape in ((f, "f", ()), (f_x, "f_x", x0.shape), (f_p, "f_p", p.shape)):
+        as_real(function(x0, p, t[0]), name, shape=(len(x0), *shape))
     path = _trapezoidal(f, f_x, x0, p, t)
-    V, gradient = _outer(outer).gradient(path), np.zeros_like(p)
+    V, gradient = _slope(_outer(outer), path), np.zeros_like(p)
     eye = np.eye(len(x0), dtype=x0.dtype)
     psi, h = np.zeros_like(path), np.diff(t, prepend=t[0])
     for k in range(len(t) - 1, -1, -1):
         v, J = V[k], f_x(path[k], p, t[k])
         if k + 1 < len(t):
             v = v + psi[k + 1] + h[k + 1] / 2 * (J.T @ psi[k + 1])
-            slopes = f_p(path[k], p, t[k]) + f_p(path[k + 1], p, t[k + 1])
-            gradient += h[k + 1] / 2 * (slopes.T @ psi[k + 1])
+            for j in (k, k + 1):
+                gradient += h[k + 1] / 2 * (f_p(path[j], p, t[j]).T @ psi[k + 1])
         # In t_0 there is no step: h is 0.
         psi[k] = np.linalg.solve(eye - h[k] / 2 * J.T, v)
-    return Hypergradient(to_float(outer(path)), gradient, path, psi)
+    gradient = as_real(gradient, "the gradient by p")
+    return Hypergradient(_loss(outer, path), gradient, path, as_real(psi, "the adjoint"))
 
 
 # What fails is told in words, so NumPy need not warn of it as well.
 @np.errstate(over="ignore", invalid="ignore")
 def _trapezoidal(f: Callable, f_x: Callable, x0: Array, p: Array, t: Array) -> np.ndarray:
     """Return the path of the trapezoidal rule, each step solved by Newton's method."""
-    X, eye, rtol = [x0], np.eye(len(x0), dtype=x0.dtype), 500 * np.finfo(x0.dtype).eps
+    X, eye, eps = [x0], np.eye(len(x0), dtype=x0.dtype), np.finfo(x0.dtype).eps
     for k, h in enumerate(np.diff(t)):
         x, known = X[-1], X[-1] + h / 2 * f(X[-1], p, t[k])
         for _ in range(50):
-            F = x - h / 2 * f(x, p, t[k + 1]) - known
+            F, M = x - h / 2 * f(x, p, t[k + 1]) - known, eye - h / 2 * f_x(x, p, t[k + 1])
             try:
-                d = np.linalg.solve(eye - h / 2 * f_x(x, p, t[k + 1]), F)
+                d = np.linalg.solve(M, F)
             except np.linalg.LinAlgError:
                 d = np.full_like(x, np.nan)
-            x = x - d
-            if not np.abs(d).max() > rtol * max(1.0, np.abs(x).max()):
+            # What rounding leaves of the equations, where M is badly conditioned.
+            x, hidden = x - d, 10 * eps * (abs(M) @ abs(x) + abs(known)).max()
+            solved = abs(d).max() <= 500 * eps * abs(x).max() or abs(F).max() <= hidden
+            if solved or not np.isfinite(x).all():
                 break
         require(
-            np.isfinite(x).all() and np.abs(d).max() <= rtol * max(1.0, np.abs(x).max()),
+            solved and np.isfinite(x).all(),
             f"every step must have a solution: Newton's method fails at {t[k]}",
         )
         X.append(x.astype(x0.dtype))
@@ -1138,6 +1228,7 @@ def descend(
     :math:`J(\theta_{k+1})<J(\theta_k)-10^{-4}t_k\|\nabla J\|^2`. The tolerance of the inner
     problems falls with the gradient, and once more when no step is found; every solve starts at the
     last solution. J is not convex: it ends at a stationary point, which one depends on the start.
+    In what units J is measured does not matter.
 
     Parameters
     ----------
@@ -1146,7 +1237,7 @@ def descend(
         :func:`tikhonov` with its data fixed, for instance.
     theta0 : array
     step : float
-        First step.
+        How far the first step moves θ.
     rtol, rtol_min : float
         First and smallest tolerance of the inner problems.
 
@@ -1154,6 +1245,11 @@ def descend(
     ------
     OuterState
         Its ``x`` is θ.
+
+    Raises
+    ------
+    ValueError
+        If a loss or gradient that it stands on is not finite, or has the wrong shape.
 
     References
     ----------
@@ -1170,47 +1266,74 @@ def descend(
     >>> float(np.exp(result.x).round(4))  # x = 2/(1 + lam) is 1/2
     3.0
     """
-    theta = as_real(theta0, "theta0")
+    theta = detach(as_real(theta0, "theta0"))
     step = as_scalar(step, "step", positive=True)
     rtol_min = as_scalar(rtol_min, "rtol_min", positive=True)
     rtol = as_scalar(rtol, "rtol", minimum=rtol_min)
 
-    def iterate(theta: Array, t: float, rtol: float) -> Iterator[OuterState]:
-        found = hypergradient(theta, rtol=rtol, start=None)
-        first = to_float(norm(found.gradient))
+    def iterate(theta: Array, rtol: float) -> Iterator[OuterState]:
+        found, t, first, scale = hypergradient(theta, rtol=rtol, start=None), None, None, 0.0
         while True:
+            size = _size(found, theta)
             yield OuterState(theta, found.value, found.gradient, found, rtol)
-            size = to_float(norm(found.gradient))
             if size == 0:
                 return "the gradient is exactly zero"
-            rtol, t = max(rtol_min, min(rtol, 1e-3 * size / first)), min(t, 3 / size)
+            first, scale = first or size, max(scale, abs(found.value))
+            rtol, t = max(rtol_min, min(rtol, 1e-3 * size / first)), min(t or step / size, 3 / size)
             lower = _lower(hypergradient, theta, found, t, rtol)
-            if lower is None and rtol <= rtol_min:
-                return "no step lowers the loss: a stationary point, to rounding"
-            if lower is None:
-                rtol, t = rtol_min, max(step, 1.0)
+            if lower is not None:
+                t = _barzilai_borwein(theta, found, *lower)
+                theta, found = lower
+            elif rtol > rtol_min:
+                rtol, t = rtol_min, None
                 found = hypergradient(theta, rtol=rtol, start=found)
-                continue
-            moved, change = lower[0] - theta, lower[1].gradient - found.gradient
-            curvature, length = to_float(inner(moved, change)), to_float(norm(moved))
-            t = length**2 / curvature if curvature > 0 else 2 * length / size
-            theta, found = lower
+            else:
+                # What the step promised, against what rounding and inner problems leave of J.
+                hidden = t * size * size <= 100 * max(rtol_min, eps) * scale
+                return "no step lowers the loss: " + (
+                    "a stationary point, as far as rounding and inner problems show"
+                    if hidden
+                    else "is the gradient right, and J smooth there?"
+                )
 
-    return iterate(theta, step, rtol)
+    eps = float(array_namespace(theta).finfo(theta.dtype).eps)
+    return iterate(theta, rtol)
+
+
+def _barzilai_borwein(
+    theta: Array, found: Hypergradient, after: Array, found_after: Hypergradient
+) -> float:
+    """Return the step, twice the last one where J is not convex along it."""
+    moved, change = after - theta, found_after.gradient - found.gradient
+    curvature, length = to_float(inner(moved, change)), to_float(norm(moved))
+    return length**2 / curvature if curvature > 0 else 2 * length / to_float(norm(found.gradient))
+
+
+def _size(found: Hypergradient, theta: Array) -> float:
+    """Return the norm of the gradient; loss and gradient must be finite, and of the right shape."""
+    as_scalar(found.value, "the outer loss")
+    got, size = shape_of(found.gradient), to_float(norm(found.gradient))
+    require(
+        got == tuple(theta.shape) and math.isfinite(size),
+        f"the hypergradient must be finite and like theta: expected the shape "
+        f"{tuple(theta.shape)}, got {got} with norm {size}",
+    )
+    return size
 
 
 def _lower(
     hypergradient: Callable, theta: Array, found: Hypergradient, t: float, rtol: float
 ) -> tuple[Array, Hypergradient] | None:
     """Return a θ on the way down, and what belongs to it; None if no step lowers the loss."""
-    g, xp = found.gradient, array_namespace(theta)
-    square, eps = to_float(inner(g, g)), float(xp.finfo(theta.dtype).eps)
-    if max(t, 1.0) * square <= eps * abs(found.value):
-        return None  # rounding hides what such a step gains
+    g, xp, size = found.gradient, array_namespace(theta), to_float(norm(found.gradient))
+    eps = float(xp.finfo(theta.dtype).eps)
     for _ in range(40):
+        # Rounding hides what a shorter step gains.
+        if t * size * size <= 0.01 * eps * abs(found.value):
+            return None
         trial = xp.asarray(theta - t * g)
         after = hypergradient(trial, rtol=rtol, start=found)
-        if after.value < found.value - 1e-4 * t * square:
+        if after.value < found.value - 1e-4 * t * size * size:
             return trial, after
         t /= 2
     return None

@@ -509,7 +509,9 @@ def _plan(A: LinearOperator, b: Array, rtol: float) -> tuple[list[str], float | 
     if ritz[0] <= 0:
         return ["minres", "gmres"], None, None
     condition = float(ritz[-1] / ritz[0])
-    return ["cg", "minres"], condition, math.ceil(0.5 * math.sqrt(condition) * math.log(2 / rtol))
+    # Unlike the two before it, GMRES keeps all directions orthogonal: for a bad condition number.
+    methods = ["cg", "minres"] + ["gmres"] * (math.prod(b.shape) <= 10_000)
+    return methods, condition, math.ceil(0.5 * math.sqrt(condition) * math.log(2 / rtol))
 
 
 # An overflow ends in the record, so NumPy need not warn of it as well.
@@ -530,8 +532,8 @@ def solve(
     definite, else LU). All others are used through their products:
     symmetry is tested on random vectors, the spectrum is estimated by a few Lanczos steps, and
     conjugate gradients, MINRES (negative curvature) or BiCGSTAB (not symmetric) begin. When one of
-    them stops early, the next goes on from the best x so far. The residual that counts is computed
-    from x at the end.
+    them stops early, the next goes on from the best x so far; GMRES is the last. The residual that
+    counts is computed from x at the end.
 
     Parameters
     ----------
@@ -1031,7 +1033,8 @@ def layer(
         found = solver_of_x(*map(detach, thetas))
         if not getattr(found, "converged", True):
             raise ValueError(f"the inner problem must be solved: {found.reason}")
-        x = as_real(detach(getattr(found, "x", found)), "the root")
+        # A copy: a solver with a warm start may go on in the same memory.
+        x = as_real(detach(getattr(found, "x", found)), "the root", like=thetas[0]).clone()
 
         def pullback(v: Array) -> tuple[Array, ...]:
             F_x, *others = linearize(residual, x, *thetas)

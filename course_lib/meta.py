@@ -26,6 +26,7 @@ from .arrays import (
     inner,
     norm,
     require,
+    shape_of,
     to_float,
 )
 from .bilevel import _near, _repeats, unrolled
@@ -159,11 +160,10 @@ def task(
     def total(loss: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def added(w: Array) -> Array:
             value, wanted = loss(w), f"{tasks} numbers" if shape else "one number"
-            got = getattr(value, "shape", None)
             require(
-                got == shape,
+                shape_of(value) == shape,
                 f"a loss must return {wanted}, as a tensor: expected shape {shape}, got "
-                f"{type(value).__name__ if got is None else tuple(got)}",
+                f"{shape_of(value)}",
             )
             return value.sum()
 
@@ -201,11 +201,10 @@ def _start(task: Task, theta: Array) -> tuple[Array, Array]:
 
 def _shaped(x: Array, w: Array, name: str) -> Array:
     """Return x, if it has the shape of the weights: what a callable returned."""
-    got = getattr(x, "shape", None)
     require(
-        got == w.shape,
+        shape_of(x) == tuple(w.shape),
         f"{name} must be an array of the shape of the weights: expected {tuple(w.shape)}, got "
-        f"{type(x).__name__ if got is None else tuple(got)}",
+        f"{shape_of(x)}",
     )
     return x
 
@@ -420,11 +419,8 @@ def imaml(
 
         return LinearOperator(product, product, tuple(w.shape), tuple(w.shape), "H", w)
 
-    bound, g = rtol * to_float(norm(task.gradient(w))), task.query.gradient
-    # Rounding of ρ(w - θ), beside which nothing smaller can be seen.
-    eps = float(array_namespace(w).finfo(w.dtype).eps)
-    bound = max(bound, 10 * eps * max(rho, 1.0) * to_float(norm(w)))
-    found, solved, fine, reason = _near(task.gradient, hessian, g, w, rho, rtol, bound, max_iter)
+    g = task.query.gradient
+    found, solved, fine, reason = _near(task.gradient, hessian, g, w, rho, rtol, max_iter)
     return _found(task, found.x, solved.x, None, fine, reason)
 
 

@@ -787,6 +787,7 @@ EXEMPT = {
         ),
         "torch alone, and functions; test_implicit.py breaks them",
     ),
+    "arrays.shape_of": "takes anything",
     "choice.golden_section": "takes a function; test_choice.py breaks it",
     "implicit.Solution": "a record",
     **dict.fromkeys(

@@ -1219,6 +1219,11 @@ def test_federated_says_what_is_wrong():
         ((group, x0), {"rho": -1.0}, "rho"),
         ((group, x0), {"rho": 1.0, "rtol": 0.0}, "rtol"),
         (([], x0), {"rho": 1.0}, "clients"),
+        ((group[0], x0), {"rho": 1.0}, "clients must be a list of pairs"),
+        (([(group[0][0], lambda x: 0.0)], x0), {"rho": 1.0}, "outer must be a functional"),
+        ((group, x0.astype(np.float32)), {"rho": 1.0}, "a client's gradient"),
+        ((group, x0), {"rho": 1.0, "total": lambda both: None}, "what total returns"),
+        ((group, x0), {"rho": 1.0, "total": lambda both: both * np.nan}, "what total returns"),
         ((group, [1.0] * 6), {"rho": 1.0}, "x0"),
         ((group, x0 * np.nan), {"rho": 1.0}, "x0"),
     ):
@@ -1228,6 +1233,67 @@ def test_federated_says_what_is_wrong():
     saddle = Inner(lambda x: 0.5 * x @ H @ x, lambda x: H @ x, lambda x: operators.matrix(H))
     with pytest.raises(ValueError, match="must be solved"):
         bilevel.federated([(saddle, least_squares(None, np.zeros(2)))], np.ones(2), rho=1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6])
+def test_federated_does_not_see_the_units(scale, rng):
+    """g and ρ times c have the same models, and so the same hypergradient."""
+    x0, group, expected = rng.standard_normal(5), [], 0
+    for m in (8, 3):
+        A, y, B, z = (rng.standard_normal(s) for s in ((m, 5), m, (4, 5), 4))
+        H = scale * A.T @ A
+        g = Inner(
+            lambda x: 0.0,
+            lambda x, A=A, y=y: scale * A.T @ (A @ x - y),
+            lambda x, H=H: operators.matrix(H),
+        )
+        group.append((g, least_squares(B, z)))
+        near = H / scale + 0.7 * np.eye(5)
+        x = np.linalg.solve(near, A.T @ y + 0.7 * x0)
+        expected = expected + 0.7 * np.linalg.solve(near, B.T @ (B @ x - z))
+    found = bilevel.federated(group, x0, rho=0.7 * scale)
+    np.testing.assert_allclose(found.gradient, expected, rtol=1e-7)
+
+
+def _one_process_fails(rank: int, port: int, folder: str) -> None:
+    """Three rounds: in the second the client of rank 1 fails; rank 2 has no clients at all."""
+    import torch
+    import torch.distributed as dist
+
+    from course_lib import autodiff
+
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=3)
+    mine, values = clients(2, torch.zeros(1, dtype=torch.float64))[rank : rank + 1], []
+    for k in range(3):
+        if rank == 1:
+            broken = replace(mine[0][0], hessian=lambda x: 1 / 0)
+            now = [(broken, mine[0][1])] if k == 1 else mine
+        else:
+            now = mine
+        x0 = (k + 1.0) * torch.ones(6, dtype=torch.float64)
+        try:
+            values.append(bilevel.federated(now, x0, rho=0.7, total=autodiff.all_reduce).value)
+        except (ValueError, ZeroDivisionError) as error:
+            values.append(str(error))
+    torch.save(values, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+def test_a_process_that_fails_keeps_in_step(torch, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_process_fails, (port, str(tmp_path)), nprocs=3)
+    right = [bilevel.federated(clients(2), (k + 1.0) * np.ones(6), rho=0.7).value for k in range(3)]
+    for rank in range(3):
+        first, second, third = torch.load(tmp_path / f"{rank}.pt")
+        assert first == pytest.approx(right[0], rel=1e-7)
+        assert third == pytest.approx(right[2], rel=1e-7)
+        assert "division" in second if rank == 1 else "one of another process failed" in second
 
 
 def _one_process(rank: int, size: int, port: int, folder: str) -> None:
@@ -1490,6 +1556,49 @@ def test_descend_on_sparse_problems(method):
     )
     assert result.state.value < 0.9 * J(start).value
     assert result.state.value <= best * 1.02
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6, 1e60])
+def test_descend_does_not_see_the_units(scale):
+    """J in other units: the same path, and the same end."""
+    rng = np.random.default_rng(1)
+    A, B, truth = (rng.standard_normal(s) for s in ((12, 6), (12, 6), 6))
+    y, z = A @ truth + rng.standard_normal(12), B @ truth + rng.standard_normal(12)
+    ends = [
+        run(
+            bilevel.descend(
+                partial(bilevel.tikhonov, A, c * y, outer=least_squares(B, c * z)), np.array(-3.0)
+            ),
+            max_iter=300,
+        )
+        for c in (1.0, scale)
+    ]
+    assert float(ends[0].x) > 0
+    assert float(ends[1].x) == pytest.approx(float(ends[0].x), abs=1e-5)
+    assert "stationary" in ends[1].reason
+
+
+def test_descend_does_not_call_anything_stationary():
+    def bowl(theta, **_):
+        return bilevel.Hypergradient(float(theta @ theta) + 1, 2 * theta, theta, theta)
+
+    start = np.array([1.0, 2.0])
+    for wrong in (-1.0, np.array([[0.0, -1.0], [0.5, 0.0]])):
+        turned = lambda theta, wrong=wrong, **_: replace(  # noqa: E731
+            bowl(theta), gradient=np.dot(wrong, theta)
+        )
+        result = run(bilevel.descend(turned, start), max_iter=30)
+        assert "is the gradient right" in result.reason
+        assert "stationary" not in result.reason
+    for changed, words in (
+        ({"value": math.nan}, "the outer loss must be finite"),
+        ({"value": math.inf}, "the outer loss must be finite"),
+        ({"gradient": start * math.nan}, "the hypergradient must be finite"),
+        ({"gradient": np.ones(3)}, r"the shape \(2,\), got \(3,\)"),
+    ):
+        wrong = lambda theta, changed=changed, **_: replace(bowl(theta), **changed)  # noqa: E731
+        with pytest.raises(ValueError, match=words):
+            next(bilevel.descend(wrong, start))
 
 
 def test_descend_stops_with_a_reason():

@@ -12,6 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 import scipy.sparse
+from claims import rejects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import assert_alike, eps, relative, to_numpy
@@ -738,7 +739,19 @@ def test_the_best_x_is_returned_with_its_method(rng):
     # What made nothing better is not called the finder: conjugate gradients stop at once.
     spd = conditioned(rng, 60, 1e8, "spd")
     found = solve(free(spd), b, max_iter=2, preconditioner=-np.eye(60))
-    assert found.method == "minres"
+    assert (found.tried[0], found.method in ("minres", "gmres")) == ("cg", True)
+
+
+@pytest.mark.parametrize("broken", [None, "without GMRES"])
+def test_gmres_is_the_last_resort_of_symmetric_systems(broken, rng, monkeypatch):
+    """Conjugate gradients and MINRES lose orthogonality; with a bad condition that is the end."""
+    if broken:
+        monkeypatch.setattr(implicit, "_plan", lambda *_: (["cg", "minres"], 1e10, 1000))
+    A, b = conditioned(rng, 30, 1e10, "spd"), rng.standard_normal(30)
+    found = solve(free(A), b)
+    with rejects(broken):
+        assert found.converged, found.reason
+        assert relative(found.x, np.linalg.solve(A, b)) <= 1e-6
 
 
 def test_warm_start(rng):
@@ -1622,8 +1635,52 @@ def test_attach(autodiff, torch):
 
 
 def test_all_reduce_of_one_process(autodiff, torch):
-    x = torch.ones(3)
-    assert autodiff.all_reduce(x) is x
+    x = torch.ones(3, requires_grad=True)
+    found = autodiff.all_reduce(x)
+    assert found.tolist() == [1, 1, 1]
+    assert not found.requires_grad
+    for wrong in (np.ones(3), torch.ones(3, dtype=torch.int64), torch.tensor([True])):
+        with pytest.raises(ValueError, match="autodiff needs torch tensors of floating-point"):
+            autodiff.all_reduce(wrong)
+
+
+def test_slopes_of_a_wrong_shape_are_refused(autodiff, torch):
+    """Torch would sum a slope of shape (5, 3) over its first axis, and say nothing."""
+    a = torch.ones(3, requires_grad=True)
+    for wrong in (torch.ones(5, 3), None, 1.0):
+        out = autodiff.attach(torch.ones(2), (a,), lambda v, wrong=wrong: (wrong,))
+        with pytest.raises(ValueError, match=r"shape of each input: expected \(3,\), got"):
+            out.sum().backward()
+
+
+def test_layer_keeps_its_own_root(torch, rng):
+    """A solver with a warm start may return the same memory each time."""
+    M = torch.tensor(conditioned(rng, 3, 5.0, "spd"))
+    memory = torch.zeros(3, dtype=torch.float64)
+
+    def warm(c):
+        for _ in range(60):
+            memory.sub_(
+                torch.linalg.solve(M + torch.diag(3 * memory**2), M @ memory + memory**3 - c)
+            )
+        return memory
+
+    root = implicit.layer(warm, lambda x, c: M @ x + x**3 - c)
+    c = torch.tensor(rng.standard_normal(3), requires_grad=True)
+    (found,) = torch.autograd.grad((root(c) + root(5 * c)).sum(), c)
+    for k, e in enumerate(torch.eye(3, dtype=torch.float64)):
+        plus, minus = (
+            (warm(c.detach() + h * e).clone() + warm(5 * (c.detach() + h * e)).clone()).sum()
+            for h in (1e-5, -1e-5)
+        )
+        assert float((plus - minus) / 2e-5) == pytest.approx(float(found[k]), rel=1e-7)
+
+
+def test_layer_needs_a_root_like_theta(torch):
+    c = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    for wrong, words in ((np.ones(2), "got numpy and torch"), (torch.ones(2), "the root")):
+        with pytest.raises(ValueError, match=words):
+            implicit.layer(lambda c, wrong=wrong: wrong, lambda x, c: x - c)(c)
 
 
 def test_partials_of_a_network(autodiff, torch):

@@ -50,7 +50,7 @@ PUBLIC = {
     "newton_cg newton_rule ode tikhonov tikhonov_fourier unrolled",
     "autodiff": "all_reduce attach batched gradient gradient_and_hvp hvp partials",
     "arrays": "as_choice as_count as_real as_scalar asarray_like check_alike detach inner "
-    "is_sparse namespace norm require to_float to_numpy zeros",
+    "is_sparse namespace norm require shape_of to_float to_numpy zeros",
     "checks": "Check GradientTable adjoint gradients prox slope taylor",
     "choice": "Choice Fit Smoother discrepancy evidence gcv golden_section k_fold l_curve loocv "
     "oracle smoother sure",
@@ -74,7 +74,7 @@ PUBLIC = {
 
 # What the book teaches; behind it stand arrays, test problems and checks.
 ALGORITHMS = tuple(name for name in MATHEMATICS if name not in ("arrays", "problems", "checks"))
-LINE_BUDGET = 2650
+LINE_BUDGET = 2570
 
 
 def imports(path: Path, *, top_only: bool = False) -> list[tuple[str, str]]:
@@ -240,13 +240,17 @@ def test_modules_are_lazy():
 
 
 def logical_lines(path: Path) -> int:
-    """Statements, without docstrings and imports."""
-    return sum(
-        isinstance(node, ast.stmt)
-        and not isinstance(node, (ast.Import, ast.ImportFrom))
-        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    )
+    """Statements, without docstrings, imports, and the rules that input must keep."""
+    rules = ("require", "check_alike", "_check", "as_scalar")
+
+    def counts(node: ast.AST) -> bool:
+        if not isinstance(node, ast.stmt) or isinstance(node, (ast.Import, ast.ImportFrom)):
+            return False
+        value = node.value if isinstance(node, ast.Expr) else None
+        rule = isinstance(value, ast.Call) and getattr(value.func, "id", "") in rules
+        return not (isinstance(value, ast.Constant) or rule)
+
+    return sum(counts(node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def test_line_budget(report_line):
