@@ -11,6 +11,7 @@ import os
 import socket
 import zlib
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -390,6 +391,26 @@ def test_fourier_over_all_arrays(torch, rng):
     np.testing.assert_allclose(values[2], values[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [[0.5, 0.5], [0.25, 0.5, 0.25]])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fourier_where_lambda_is_extreme(kernel, dtype):
+    """Where A sees nothing x is 0; no λ that the precision knows makes anything overflow."""
+    A = operators.convolution(np.array(kernel, dtype), (8,), boundary="periodic")
+    y = np.arange(8).astype(dtype)
+    J = bilevel.tikhonov_fourier(A, y, A, y)
+    small = -87.0 if dtype == "float32" else -700.0
+    for theta, value in ((small, 1.0), (-small, 70.0)):  # of y: its highest frequency, or all
+        found, slope = J(theta)
+        assert found == pytest.approx(value, rel=1e-5)
+        assert 0 <= abs(slope) < 1e-30
+    # x falls as 1/λ, and dJ/dθ with it: also where λ² is too large for the precision.
+    slopes = [J(theta)[1] for theta in (59.0, 60.0)]
+    assert slopes[0] / slopes[1] == pytest.approx(math.e, rel=1e-5)
+    if dtype == "float32":
+        with pytest.raises(ValueError, match="lambda positive and finite"):
+            J(300.0)
+
+
 def test_fourier_says_what_it_cannot():
     A = operators.convolution(np.array([0.25, 0.5, 0.25]), (8,), boundary="periodic")
     short = operators.convolution(np.array([0.25, 0.5, 0.25]), (6,), boundary="periodic")
@@ -439,6 +460,55 @@ def test_evidence_is_the_density_of_the_data(shape, broken, rng):
     with rejects(broken):
         assert value == pytest.approx(dense(theta), rel=1e-10)
         assert checks.gradients(dense, theta, {"evidence": gradient})
+
+
+@pytest.mark.parametrize("theta", [(0.0, -33.0), (0.0, -50.0), (30.0, -3.0), (-20.0, -20.0)])
+def test_evidence_of_priors_of_very_different_weight(theta, rng):
+    """Against rational arithmetic: Q is regular, but not to double precision."""
+    A, y, D = (
+        rng.integers(-5, 6, (4, 5)),
+        rng.integers(-5, 6, 4),
+        np.diff(np.eye(5, dtype=int), 1, 0),
+    )
+    exact = [[Fraction(math.exp(t)) for t in theta]]
+    exact += [[w * (1 + sign * Fraction(1, 10**9)) for w in exact[0]] for sign in (1, -1)]
+
+    def density(weights: list) -> float:
+        Q = weights[0] * fractions(D.T @ D) + weights[1] * fractions(np.eye(5, dtype=int))
+        H = 4 * fractions(A.T @ A) + Q
+        x, log_H = eliminated(H, 4 * fractions(A.T @ y))
+        log_Q = eliminated(Q, fractions(np.zeros(5, dtype=int)))[1]
+        r = fractions(A) @ x - fractions(y)
+        rest = 4 * math.log(2 * math.pi / 4) + log_H - log_Q
+        return float(4 * (r @ r) + x @ Q @ x), rest
+
+    value, gradient = bilevel.evidence(
+        A * 1.0, y * 1.0, np.array(theta), noise_std=0.5, D=[D, None]
+    )
+    misfit, rest = density(exact[0])
+    assert value == pytest.approx(0.5 * (misfit + rest), rel=1e-11)
+    for j in range(2):
+        sides = []
+        for moved in exact[1:]:
+            weights = [moved[i] if i == j else exact[0][i] for i in range(2)]
+            sides.append(sum(density(weights)))
+        assert (sides[0] - sides[1]) / 4e-9 == pytest.approx(gradient[j], abs=2e-5)
+
+
+def fractions(M: np.ndarray) -> np.ndarray:
+    return np.vectorize(lambda number: Fraction(int(number)), otypes=[object])(M)
+
+
+def eliminated(M: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
+    """Solution and log of the determinant, by Gauss, in rational numbers."""
+    M, log_det = np.column_stack([M, b]), 0.0
+    for k in range(len(M)):
+        log_det += math.log(M[k, k])
+        M[k] = M[k] / M[k, k]
+        for i in range(len(M)):
+            if i != k:
+                M[i] = M[i] - M[i, k] * M[k]
+    return M[:, -1], log_det
 
 
 def test_evidence_of_an_improper_prior(rng):
@@ -1134,6 +1204,24 @@ def test_newton_is_exact_for_quadratics_and_over_arrays(torch):
         assert relative(found.x, expected.x) < 100 * rtol
 
 
+def test_newton_stays_in_the_domain():
+    """g = Σ(x - ln x) is not a number for x < 0, where Newton's first step would go."""
+    g = Inner(
+        lambda x: (x - np.log(x)).sum() if (x > 0).all() else math.nan,
+        lambda x: 1 - 1 / x,
+        lambda x: operators.diagonal(1 / x**2),
+    )
+    x0 = np.array([3.0, 0.5])
+    result = run(bilevel.newton_cg(g, x0), stop=bilevel.newton_rule(g, x0, rtol=1e-10), max_iter=50)
+    assert result.converged
+    np.testing.assert_allclose(result.x, 1.0, rtol=1e-8)
+    with pytest.raises(ValueError, match="g at the start must be finite"):
+        next(bilevel.newton_cg(g, -x0))
+    for wrong in (x0 * math.nan, list(x0)):
+        with pytest.raises(ValueError, match="x0 must be"):
+            bilevel.newton_rule(g, wrong, rtol=1e-10)
+
+
 def test_newton_says_that_a_problem_is_not_convex():
     H = np.diag([1.0, -2.0])
     g = Inner(lambda x: 0.5 * x @ H @ x, lambda x: H @ x, lambda x: operators.matrix(H))
@@ -1406,6 +1494,84 @@ def test_ode_is_of_second_order_and_stable():
     assert np.abs(found.x).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-4, 1e10])
+def test_ode_does_not_see_the_units(dtype, scale):
+    """Growth to a limit s: x/s does not depend on s."""
+    scale, found = np.dtype(dtype).type(scale), []
+    if dtype == "float32" and scale < 1e-20:
+        return  # its square is 0
+
+    for s in (np.dtype(dtype).type(1), scale):
+        found.append(
+            bilevel.ode(
+                lambda x, p, t, s=s: p * x * (1 - x / s),
+                lambda x, p, t, s=s: np.diag(p * (1 - 2 * x / s)),
+                lambda x, p, t, s=s: (x * (1 - x / s))[:, None],
+                np.array([0.1 * s], dtype),
+                np.array([3.0], dtype),
+                np.linspace(0, 3, 7).astype(dtype),
+                least_squares(None, np.zeros((7, 1), dtype)),
+            )
+        )
+    digits = 2e-5 if dtype == "float32" else 1e-12
+    assert relative(found[1].x / scale, found[0].x) < digits
+    assert relative(found[1].gradient / scale / scale, found[0].gradient) < digits
+
+
+@pytest.mark.parametrize("stiff", [1e2, 1e6, 1e9])
+def test_ode_of_stiff_systems(stiff, rng):
+    """A linear system has one solution in each step, however stiff it is."""
+    Q = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    K, t = -(Q * np.geomspace(1, stiff, 6)) @ Q.T, np.linspace(0, 1, 30)
+    x0, p, h = rng.standard_normal(6), rng.standard_normal(6), 1 / 29
+    found = bilevel.ode(
+        lambda x, p, t: K @ x + p,
+        lambda x, p, t: K,
+        lambda x, p, t: np.eye(6),
+        x0,
+        p,
+        t,
+        least_squares(None, np.zeros((30, 6))),
+    )
+    # In the basis of the eigenvectors each component goes by itself.
+    growth, z, expected = -np.geomspace(1, stiff, 6), Q.T @ x0, [x0]
+    for _ in range(29):
+        z = ((1 + h / 2 * growth) * z + h * (Q.T @ p)) / (1 - h / 2 * growth)
+        expected.append(Q @ z)
+    assert relative(found.x, np.array(expected)) < 1e-13 * stiff + 1e-12
+
+
+def test_ode_checks_what_callables_return():
+    p, x0, t = np.array([2.0, 0.4]), np.array([0.7, -0.3]), np.linspace(0, 1, 6)
+    parts = {"f": pendulum, "f_x": pendulum_x, "f_p": pendulum_p}
+    outer = least_squares(None, np.zeros((6, 2)))
+    for changed, words in (
+        ({"f": lambda x, p, t: np.ones(1)}, r"f has the wrong shape: expected \(2,\)"),
+        ({"f": lambda x, p, t: 1.0}, "f must be an array"),
+        ({"f": lambda x, p, t: x * 1j}, "f must be real"),
+        ({"f_x": lambda x, p, t: -np.ones(2)}, r"f_x has the wrong shape: expected \(2, 2\)"),
+        ({"f_p": lambda x, p, t: np.ones((2, 1))}, r"f_p has the wrong shape: expected \(2, 2\)"),
+        ({"f_p": lambda x, p, t: np.full((2, 2), math.nan)}, "f_p must be finite"),
+        ({"outer": least_squares(None, np.zeros((7, 2)))}, "must have|shape"),
+        ({"outer": Functional(lambda x: 1.0, lambda x: x * math.nan)}, "gradient of the outer"),
+        ({"outer": Functional(lambda x: math.nan, lambda x: x)}, "the outer loss must be finite"),
+    ):
+        now = parts | {"outer": outer} | changed
+        with pytest.raises(ValueError, match=words):
+            bilevel.ode(now["f"], now["f_x"], now["f_p"], x0, p, t, now["outer"])
+    # An f_p that writes into the same memory each time is none the worse for it.
+    memory = np.zeros((2, 2))
+
+    def same(x, p, t):
+        memory[:] = pendulum_p(x, p, t)
+        return memory
+
+    expected = bilevel.ode(pendulum, pendulum_x, pendulum_p, x0, p, t, outer).gradient
+    found = bilevel.ode(pendulum, pendulum_x, same, x0, p, t, outer).gradient
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_ode_says_what_is_wrong(torch):
     p, x0, t = np.ones(2), np.ones(2), np.linspace(0, 1, 5)
     Z = np.zeros((5, 2))
@@ -1588,7 +1754,7 @@ def test_descend_does_not_call_anything_stationary():
             bowl(theta), gradient=np.dot(wrong, theta)
         )
         result = run(bilevel.descend(turned, start), max_iter=30)
-        assert "is the gradient right" in result.reason
+        assert "a wrong gradient" in result.reason
         assert "stationary" not in result.reason
     for changed, words in (
         ({"value": math.nan}, "the outer loss must be finite"),
@@ -1731,6 +1897,50 @@ def test_evidence_and_choice_agree(rng):
     _, slope = bilevel.evidence(A, y, theta, noise_std=noise_std)
     _, beside = bilevel.evidence(A, y, theta + 0.5, noise_std=noise_std)
     assert abs(slope) < 0.05 * abs(beside)
+
+
+def stacked_reference(A, y, B, z, D, theta):
+    """Value and gradient by QR of A over √λ D: the normal matrix is never formed."""
+    K = np.vstack([A, math.exp(theta / 2) * D])
+    Q, R = np.linalg.qr(K)
+    x = np.linalg.solve(R, Q.T @ np.append(y, np.zeros(len(D))))
+    psi = np.linalg.solve(R, np.linalg.solve(R.T, B.T @ (B @ x - z)))
+    return 0.5 * np.sum((B @ x - z) ** 2), -math.exp(theta) * (D @ psi) @ (D @ x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rtol", [1e-10, 1e-3])
+def test_tikhonov_of_few_data_where_lambda_is_small(seed, rtol):
+    """What A does not see is set by λD alone: a small residual says little of it."""
+    rng = np.random.default_rng([31, seed])
+    A, B, D = (
+        rng.standard_normal((10, 20)),
+        rng.standard_normal((10, 20)),
+        np.diff(np.eye(20), 1, 0),
+    )
+    truth = np.sin(np.arange(20) / 4)
+    y, z = A @ truth + 0.01 * rng.standard_normal(10), B @ truth
+    for theta in (0.0, -10.0, -20.0):
+        expected = stacked_reference(A, y, B, z, D, theta)
+        found = bilevel.tikhonov(A, y, np.array(theta), least_squares(B, z), D=D, rtol=rtol)
+        assert found.value == pytest.approx(expected[0], rel=100 * rtol**0.5)
+        assert abs(found.gradient - expected[1]) <= 300 * rtol**0.5 * expected[0]
+    with pytest.raises(ValueError, match="singular to rounding"):
+        bilevel.tikhonov(A, y, np.array(-40.0), least_squares(B, z), D=D, rtol=rtol)
+    single = [a.astype(np.float32) for a in (A, y, B, z, D)]
+    with pytest.raises(ValueError, match="singular to rounding"):
+        bilevel.tikhonov(*single[:2], np.array(-15, "f4"), least_squares(*single[2:4]), D=single[4])
+
+
+def test_an_outer_loss_that_is_not_finite_is_named(torch):
+    outer = Functional(lambda x: math.nan, lambda x: x)
+    with pytest.raises(ValueError, match="the outer loss must be finite"):
+        bilevel.tikhonov(np.eye(3), np.ones(3), np.array(0.0), outer)
+    # What is returned is cut off from autograd, whatever the operators are made of.
+    A = torch.eye(3, dtype=torch.float64, requires_grad=True)
+    y = torch.ones(3, dtype=torch.float64)
+    found = bilevel.tikhonov(A, y, torch.tensor(0.0, dtype=torch.float64), least_squares(A, y), D=A)
+    assert not any(each.requires_grad for each in (found.x, found.adjoint, found.gradient))
 
 
 def test_a_wrong_gradient_of_the_outer_loss_is_named():
