@@ -567,7 +567,7 @@ def _on_support(
     psi = _support_adjoint(A, x, S, lam2, _slope(outer, x)) if len(S) else 0 * x
     gradient = -xp.stack([lam1 * inner(xp.sign(x), psi), lam2 * inner(x, psi)])
     steps = (found.iterations, 0)
-    return Hypergradient(to_float(outer(x)), gradient, x, psi, steps, None, margin)
+    return Hypergradient(_loss(outer, x), gradient, x, psi, steps, None, margin)
 
 
 def _support_adjoint(A: LinearOperator, x: Array, S: np.ndarray, lam2: float, v: Array) -> Array:
@@ -671,20 +671,38 @@ def unrolled(
 
     def advance(x: Array, first: int, end: int) -> Array:
         for k in range(first, end):
-            x = detach(step(x, theta, k))
+            x = detach(step(_read_only(x), theta, k))
         taken[0] += end - first
         return x
 
     def back(x: Array, k: int, psi: Array, gradient: Array) -> tuple[Array, Array]:
         T_x, T_theta = derivatives(x, theta, k)
-        return as_operator(T_x).H @ psi, gradient + as_operator(T_theta).H @ psi
+        return as_operator(T_x).H @ psi, gradient + _by_theta(as_operator(T_theta), psi, theta)
 
     def turn(x: Array) -> tuple[Array, Array]:
         ends.append(as_real(x, f"the iterate x_{steps}", shape=tuple(x0.shape)))
         return _slope(outer, x), 0 * theta
 
     psi, gradient = _backwards(advance, back, turn, advance(x0, 0, first), first, steps, slots)
-    return Hypergradient(to_float(outer(ends[0])), gradient, ends[0], psi, (taken[0], last))
+    return Hypergradient(_loss(outer, ends[0]), gradient, ends[0], psi, (taken[0], last))
+
+
+def _read_only(x: Array) -> Array:
+    """Return x, so that a step in place fails: kept states must stay what they are.
+
+    In torch's derivatives it fails anyway.
+    """
+    return np.broadcast_to(x, x.shape) if isinstance(x, np.ndarray) else x
+
+
+def _by_theta(T_theta: LinearOperator, psi: Array, theta: Array) -> Array:
+    """Return what the adjoint makes of ψ, in the shape of θ: a matrix knows no 0-d arrays."""
+    require(
+        math.prod(T_theta.in_shape) == math.prod(theta.shape),
+        "linearize must return derivatives by x and theta: expected "
+        f"{tuple(theta.shape)} for theta, got {T_theta.in_shape}",
+    )
+    return array_namespace(psi).reshape(T_theta.H @ psi, tuple(theta.shape))
 
 
 def _backwards(
@@ -872,7 +890,8 @@ def experts(A: Any, y: Array, theta: Array, *, eps: float = 0.01) -> Inner:
     >>> float(g.value(np.zeros((4, 4))))
     8.0
     """
-    A, y, theta = _data(identity(tuple(y.shape)) if A is None else A, y, theta)
+    A = identity(tuple(as_real(y, "y").shape)) if A is None else A
+    A, y, theta = _data(A, y, theta)
     require(
         theta.ndim == 3 and all(size % 2 for size in theta.shape[1:]) and len(A.in_shape) == 2,
         "theta must hold filters with an odd number of taps each way, for pictures: got "

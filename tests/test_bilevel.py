@@ -1007,6 +1007,32 @@ def test_unrolled_says_what_is_wrong():
     ):
         unroll({**case, "step": lambda x, theta, k: 1e3 * x}, 200)
 
+    # In place: the states that the way back needs would be overwritten.
+    def in_place(x, theta, k):
+        x += 1.0
+        return x
+
+    with pytest.raises(ValueError, match="read-only"):
+        unroll({**case, "step": in_place}, 3)
+    rectangle = lambda x, theta, k: (np.eye(5), np.ones((5, theta.size + 1)))  # noqa: E731
+    with pytest.raises(ValueError, match="linearize must return derivatives by x and theta"):
+        unroll(case, 3, linearize=rectangle)
+    nowhere = Functional(lambda x: math.nan, lambda x: x)
+    with pytest.raises(ValueError, match="the outer loss must be finite"):
+        unroll({**case, "outer": nowhere}, 3)
+    # One parameter, of no dimensions: so is its derivative, also with a matrix of one column.
+    column = lambda x, theta, k: (np.eye(2) / 2, np.ones((2, 1)))  # noqa: E731
+    found = bilevel.unrolled(
+        lambda x, theta, k: x / 2 + theta,
+        np.zeros(2),
+        np.array(1.0),
+        2,
+        least_squares(None, np.zeros(2)),
+        linearize=column,
+    )
+    assert found.gradient.shape == ()
+    assert float(found.gradient) == 4.5  # x_2 = 3/2 (1, 1) theta
+
 
 # ---------------------------------------------------------------- smooth inner problems: experts
 
