@@ -204,31 +204,33 @@ def _solved(
 
 def _both(
     H: LinearOperator,
-    b: Array,
+    A: LinearOperator,
+    y: Array,
     outer: Functional,
     start: Hypergradient | None,
     rtol: float,
     max_iter: int,
     plain: bool,
 ) -> tuple[Array, Array, Array, tuple[int, int]]:
-    r"""Solve Hx = b and Hψ = v = ∇f(x): x, v, ψ and the iterations.
+    r"""Solve Hx = b = Aᵀy and Hψ = v = ∇f(x): x, v, ψ and the iterations.
 
     A step of inverse iteration takes v to ψ, so ‖v‖/‖ψ‖ is near the smallest eigenvalue μ, and a
     residual of rtol ‖b‖ may put x off by rtol ‖b‖/μ. Unless that is below √rtol ‖x‖, both are
     solved again. (A plain one, D = I, needs no such care: all residuals lie in the range of Aᵀ.)
     """
     x, psi = (None, None) if start is None else (start.x, start.adjoint)
-    goal, floor = rtol**0.5, 10 * float(array_namespace(b).finfo(b.dtype).eps)
+    goal, floor = rtol**0.5, 10 * float(array_namespace(y).finfo(y.dtype).eps)
     steps = (0, 0)
     while True:
-        x, k_fwd = _solved(H, b, x, rtol, max_iter, "inner")
+        # No name for b: an image that nothing needs any more.
+        x, k_fwd = _solved(H, A.H @ y, x, rtol, max_iter, "inner")
         v = _slope(outer, x)
         psi, k_adj = _solved(H, v, psi, rtol, max_iter, "adjoint")
         steps = (steps[0] + k_fwd, steps[1] + k_adj)
         below = to_float(norm(v)) * to_float(norm(x))
         if plain or below == 0:
             return x, v, psi, steps
-        growth = to_float(norm(b)) * to_float(norm(psi)) / below
+        growth = to_float(norm(A.H @ y)) * to_float(norm(psi)) / below
         require(
             floor * growth <= 0.1,
             "theta must be so large that A and D determine x: the normal matrix is singular to "
@@ -302,8 +304,8 @@ def tikhonov(
     A, y, theta = _data(A, y, theta)
     pairs, outer = _penalties(D, theta, A.in_shape), _outer(outer)
     H, xp = _normal(A, pairs, y), array_namespace(y)
-    b, rtol, plain = A.H @ y, as_scalar(rtol, "rtol", positive=True), D is None and theta.ndim == 0
-    x, v, psi, steps = _both(H, b, outer, start, rtol, max_iter, plain)
+    rtol, plain = as_scalar(rtol, "rtol", positive=True), D is None and theta.ndim == 0
+    x, v, psi, steps = _both(H, A, y, outer, start, rtol, max_iter, plain)
     slopes, bound = [-detach(w * (each @ psi) * (each @ x)) for w, each in pairs], None
     if isinstance(D, (list, tuple)):
         gradient = xp.stack([xp.sum(slope) for slope in slopes])
@@ -312,7 +314,7 @@ def tikhonov(
     if lip_outer is not None and D is None:
         lam = pairs[0][0]
         bound = implicit.error_bound(
-            to_float(norm(H @ x - b)),
+            to_float(norm(H @ x - A.H @ y)),
             to_float(norm(H @ psi - v)),
             mu=to_float(xp.min(lam)),
             adjoint_norm=to_float(norm(psi)),
