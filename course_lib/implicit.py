@@ -501,17 +501,25 @@ def _direct(M: Array, b: Array) -> tuple[np.ndarray, str, float]:
     return x, method, condition
 
 
-def _plan(A: LinearOperator, b: Array, rtol: float) -> tuple[list[str], float | None, int | None]:
-    """Return the methods to be tried, the condition number and the predicted number of steps."""
+def _plan(
+    A: LinearOperator, b: Array, rtol: float, budget: int, Pi: Any
+) -> tuple[list[str], float | None, int | None, Any]:
+    """Return the methods to try, condition number, predicted number of steps, preconditioner."""
     if not _symmetric(A, b):
-        return ["bicgstab", "gmres"], None, None
-    ritz = _ritz_values(A, b)
+        return ["bicgstab", "gmres"], None, None, Pi
+    ritz, size = _ritz_values(A, b), math.prod(b.shape)
     if ritz[0] <= 0:
-        return ["minres", "gmres"], None, None
+        return ["minres", "gmres"], None, None, Pi
     condition = float(ritz[-1] / ritz[0])
+    predicted = math.ceil(0.5 * math.sqrt(condition) * math.log(2 / rtol))
+    if Pi is None and predicted > budget and size <= 1_000_000:
+        try:
+            Pi = low_rank(A, min(50, size), float(ritz[0]), like=b)
+        except ValueError:  # negative curvature, that the Ritz values have not seen
+            return ["minres", "gmres"], None, None, Pi
     # Unlike the two before it, GMRES keeps all directions orthogonal: for a bad condition number.
-    methods = ["cg", "minres"] + ["gmres"] * (math.prod(b.shape) <= 10_000)
-    return methods, condition, math.ceil(0.5 * math.sqrt(condition) * math.log(2 / rtol))
+    methods = ["cg", "minres"] + ["gmres"] * (size <= 10_000)
+    return methods, condition, predicted, Pi
 
 
 # An overflow ends in the record, so NumPy need not warn of it as well.
@@ -532,8 +540,10 @@ def solve(
     definite, else LU). All others are used through their products:
     symmetry is tested on random vectors, the spectrum is estimated by a few Lanczos steps, and
     conjugate gradients, MINRES (negative curvature) or BiCGSTAB (not symmetric) begin. When one of
-    them stops early, the next goes on from the best x so far; GMRES is the last. The residual that
-    counts is computed from x at the end.
+    them stops early, the next goes on from the best x so far; GMRES is the last. Where conjugate
+    gradients would need more steps than they may take, a preconditioner is made first
+    (:func:`low_rank`, of rank 50, for at most a million unknowns). The residual that counts is
+    computed from x at the end.
 
     Parameters
     ----------
@@ -582,12 +592,12 @@ def solve(
     if A.matrix is not None and size <= direct:
         found, method, condition = _direct(A.matrix, b)
         return _solution(A, b, asarray_like(found, b), rtol, (method,), method, 0, condition, None)
-    methods, condition, predicted = _plan(A, b, rtol)
+    methods, condition, predicted, Pi = _plan(A, b, rtol, budget, preconditioner)
     best, steps, tried = methods[0], 0, []
     left = to_float(norm(b) if x0 is None else norm(b - A @ x))
     for method in methods:
         tried.append(method)
-        found = _iterate(method, A, b, x, rtol, budget, preconditioner)
+        found = _iterate(method, A, b, x, rtol, budget, Pi)
         steps += found.iterations
         if (after := to_float(norm(b - A @ found.x))) < left:
             x, best, left = detach(found.x), method, after

@@ -742,11 +742,36 @@ def test_the_best_x_is_returned_with_its_method(rng):
     assert (found.tried[0], found.method in ("minres", "gmres")) == ("cg", True)
 
 
+@pytest.mark.parametrize("broken", [None, "without"])
+def test_solve_makes_a_preconditioner_where_it_must(broken, rng, monkeypatch):
+    """More steps predicted than allowed; eigenvalues fall fast, and rank 50 takes them away."""
+    u, d = rng.standard_normal(2000), 100 * np.arange(1, 2001.0) ** -4 + 1e-6
+    u /= np.linalg.norm(u)
+    turn = lambda v: v - 2 * u * (u @ v)  # noqa: E731
+    product = lambda v: turn(d * turn(v))  # noqa: E731
+    A = LinearOperator(product, product, (2000,), (2000,), "A", like=u)
+    if broken:
+        monkeypatch.setattr(implicit, "low_rank", lambda *_, **__: None)
+    b = rng.standard_normal(2000)
+    found = solve(A, b)
+    assert found.converged
+    assert found.predicted > 10_000
+    assert relative(found.x, turn(turn(b) / d)) < 1e-9
+    with rejects(broken):
+        assert found.iterations + 50 < 200
+
+    def negative(*_, **__):
+        raise ValueError("A must be positive semidefinite: got negative curvature")
+
+    monkeypatch.setattr(implicit, "low_rank", negative)
+    assert solve(A, b).tried[0] == "minres"
+
+
 @pytest.mark.parametrize("broken", [None, "without GMRES"])
 def test_gmres_is_the_last_resort_of_symmetric_systems(broken, rng, monkeypatch):
     """Conjugate gradients and MINRES lose orthogonality; with a bad condition that is the end."""
     if broken:
-        monkeypatch.setattr(implicit, "_plan", lambda *_: (["cg", "minres"], 1e10, 1000))
+        monkeypatch.setattr(implicit, "_plan", lambda *_: (["cg", "minres"], 1e10, 1000, None))
     A, b = conditioned(rng, 30, 1e10, "spd"), rng.standard_normal(30)
     found = solve(free(A), b)
     with rejects(broken):
