@@ -845,6 +845,7 @@ def through_products(M):
     )
 
 
+@pytest.mark.slow
 def test_no_residual_is_excused_by_a_huge_x():
     """A singular and b outside its range: x grows until any residual is small beside it."""
     for dtype in ("float64", "float32"):
@@ -873,6 +874,7 @@ def test_a_failure_says_how_large_the_condition_number_is_at_least(rng):
         assert f"condition number at least {found.condition:.0e}" in found.reason
 
 
+@pytest.mark.slow
 def test_long_vectors_hide_no_asymmetry():
     """Single precision: the asymmetry of random pairs falls like 1/√n, and so does the test."""
     n, f = 100_000, np.float32
