@@ -227,14 +227,15 @@ def _both(
         v = _slope(outer, x)
         psi, k_adj = _solved(H, v, psi, rtol, max_iter, "adjoint")
         steps = (steps[0] + k_fwd, steps[1] + k_adj)
-        below = to_float(norm(v)) * to_float(norm(x))
-        if plain or below == 0:
+        if plain or to_float(norm(v)) * to_float(norm(x)) == 0:
             return x, v, psi, steps
-        growth = to_float(norm(A.H @ y)) * to_float(norm(psi)) / below
+        inverse = to_float(norm(psi)) / to_float(norm(v))
+        condition = implicit._ritz_values(H, v, 5).max() * inverse
+        growth = to_float(norm(A.H @ y)) * inverse / to_float(norm(x))
         require(
-            floor * growth <= 0.1,
-            "theta must be so large that A and D determine x: the normal matrix is singular to "
-            f"rounding, which puts x off by {floor * growth:.0e} of its size",
+            floor * max(10 * growth, 0.1 * condition) <= 1,
+            "A and D must determine x together: the normal matrix is singular to rounding (its "
+            f"condition number is about {condition:.0e}), theta is too small or too large",
         )
         if rtol * growth <= goal or rtol <= floor:
             return x, v, psi, steps

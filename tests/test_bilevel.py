@@ -1958,6 +1958,31 @@ def test_tikhonov_of_few_data_where_lambda_is_small(seed, rtol):
         bilevel.tikhonov(*single[:2], np.array(-15, "f4"), least_squares(*single[2:4]), D=single[4])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(5))
+def test_tikhonov_names_what_nothing_determines(seed, dtype):
+    """A and D with null vectors in common: any x would do, and rounding would choose one."""
+    rng = np.random.default_rng([37, seed])
+    A, D, B = (rng.standard_normal(shape).astype(dtype) for shape in ((4, 12), (5, 12), (6, 12)))
+    y, z = rng.standard_normal(4).astype(dtype), rng.standard_normal(6).astype(dtype)
+    with pytest.raises(ValueError, match="singular to rounding|must be solved"):
+        bilevel.tikhonov(A, y, np.array(0, dtype), least_squares(B, z), D=D)
+
+
+def test_tikhonov_where_lambda_goes_to_infinity(rng):
+    """x tends to the constant that fits best, until λ leaves nothing of A in H; then it says so."""
+    A, D, truth = rng.standard_normal((20, 30)), np.diff(np.eye(30), 1, 0), rng.standard_normal(30)
+    y = A @ truth
+    level = (A.sum(axis=1) @ y) / np.sum(A.sum(axis=1) ** 2)
+    limit = 0.5 * np.sum((level - truth) ** 2)
+    for theta in (10.0, 20.0, 30.0):
+        found = bilevel.tikhonov(A, y, np.array(theta), least_squares(None, truth), D=D)
+        assert found.value == pytest.approx(limit, rel=1e4 * math.exp(-theta) + 1e-9)
+    for theta in (45.0, 60.0, 80.0, 300.0):
+        with pytest.raises(ValueError, match="singular to rounding|must be solved"):
+            bilevel.tikhonov(A, y, np.array(theta), least_squares(None, truth), D=D)
+
+
 def test_an_outer_loss_that_is_not_finite_is_named(torch):
     outer = Functional(lambda x: math.nan, lambda x: x)
     with pytest.raises(ValueError, match="the outer loss must be finite"):
