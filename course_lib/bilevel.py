@@ -669,12 +669,13 @@ def unrolled(
     steps = as_count(steps, "steps", minimum=1)
     last = steps if last is None else as_count(last, "last", minimum=1, maximum=steps)
     slots = last if slots is None else as_count(slots, "slots", minimum=1)
-    outer, derivatives = _outer(outer), linearize or _by_torch(step, theta)
+    outer, derivatives, xp = _outer(outer), linearize or _by_torch(step, theta), array_namespace(x0)
     x0, theta, taken, first, ends = detach(x0), detach(theta), [0], steps - last, []
 
     def advance(x: Array, first: int, end: int) -> Array:
         for k in range(first, end):
-            x = detach(step(_read_only(x), theta, k))
+            # A copy: kept states stay what they are, also where a step works in place.
+            x = detach(step(xp.asarray(x, copy=True), theta, k))
         taken[0] += end - first
         return x
 
@@ -687,15 +688,8 @@ def unrolled(
         return _slope(outer, x), 0 * theta
 
     psi, gradient = _backwards(advance, back, turn, advance(x0, 0, first), first, steps, slots)
+    gradient = as_real(xp.asarray(gradient), "the hypergradient")
     return Hypergradient(_loss(outer, ends[0]), gradient, ends[0], psi, (taken[0], last))
-
-
-def _read_only(x: Array) -> Array:
-    """Return x, so that a step in place fails: kept states must stay what they are.
-
-    In torch's derivatives it fails anyway.
-    """
-    return np.broadcast_to(x, x.shape) if isinstance(x, np.ndarray) else x
 
 
 def _by_theta(T_theta: LinearOperator, psi: Array, theta: Array) -> Array:
@@ -1247,7 +1241,8 @@ def descend(
 
     :math:`t_k` is the step of Barzilai and Borwein, at most so long that θ moves by 3 (λ by a
     factor of 20), halved until
-    :math:`J(\theta_{k+1})<J(\theta_k)-10^{-4}t_k\|\nabla J\|^2`. The tolerance of the inner
+    :math:`J(\theta_{k+1})<J(\theta_k)-10^{-4}t_k\|\nabla J\|^2`, or, where the accuracy of J
+    hides that, until the gradient is shorter. The tolerance of the inner
     problems falls with the gradient, and once more when no step is found; every solve starts at the
     last solution. J is not convex: it ends at a stationary point, which one depends on the start.
     In what units J is measured does not matter.
@@ -1319,7 +1314,7 @@ def descend(
                 return f"no step lowers the loss, {promise:.0e} of it is promised: " + (
                     "a stationary point"
                     if promise <= 10 * max(rtol_min, eps) ** 0.5
-                    else "a wrong gradient, or inexact solves?"
+                    else "a kink, inexact solves, a wrong gradient?"
                 )
 
     eps = float(array_namespace(theta).finfo(theta.dtype).eps)
@@ -1359,7 +1354,11 @@ def _lower(
             return None
         trial = xp.asarray(theta - t * g)
         after = hypergradient(trial, rtol=rtol, start=found)
-        if after.value < found.value - 1e-4 * t * size * size:
+        # What J is known to. Where that hides the decrease, the gradient must become smaller.
+        known = min(1000 * max(rtol, eps), 1e-6) * abs(found.value)
+        hidden = t * size * size <= known and after.value <= found.value + known
+        lower = after.value < found.value - 1e-4 * t * size * size
+        if lower or (hidden and to_float(norm(after.gradient)) <= 0.9 * size):
             return trial, after
         t /= 2
     return None

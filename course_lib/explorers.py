@@ -1529,8 +1529,8 @@ def inner_tolerance() -> Any:
             spent.append(sum(found.steps))
             return found
 
-        states = bilevel.descend(counted, np.array(2.0), rtol=rtol, rtol_min=least)
-        return np.array([[sum(spent), float(s.x), s.value] for s in islice(states, 16)]).T
+        states = bilevel.descend(counted, np.array(2.0), step=3.0, rtol=rtol, rtol_min=least)
+        return np.array([[sum(spent), float(s.x), s.value] for s in islice(states, 20)]).T
 
     tols, lams = [1e-1, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8], np.geomspace(1e-5, 10, 37)
     fixed, tied = {tol: path(tol, tol) for tol in tols}, path(1e-1, 1e-10)
