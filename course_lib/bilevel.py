@@ -498,7 +498,8 @@ def lasso(
     start : Hypergradient, optional
         Of a θ nearby.
     rtol : float, optional
-        Relative duality gap of the inner solution, see :func:`course_lib.proximal.lasso`.
+        Relative duality gap of the inner solution, see :func:`course_lib.proximal.lasso`. If not
+        given, what is given there, or what rounding leaves, 3 eps λmax/λ, up to 1e-4.
 
     Raises
     ------
@@ -520,6 +521,7 @@ def lasso(
     """
     A, y, theta = _data(A, y, theta, ())
     lam = to_float(_weights(theta))
+    rtol = _gap(A, y, lam) if rtol is None else rtol
     found = proximal.lasso(A, y, lam, None if start is None else start.x, rtol=rtol)
     both = _on_support(A, y, found, lam, 0.0, _outer(outer))
     return replace(both, gradient=both.gradient[0, ...])
@@ -554,8 +556,15 @@ def elastic_net(
     """
     A, y, theta = _data(A, y, theta, (2,))
     lam1, lam2 = (to_float(lam) for lam in _weights(theta))
+    rtol = _gap(A, y, lam1) if rtol is None else rtol
     found = proximal.elastic_net(A, y, lam1, lam2, None if start is None else start.x, rtol=rtol)
     return _on_support(A, y, found, lam1, lam2, _outer(outer))
+
+
+def _gap(A: LinearOperator, y: Array, lam: float) -> float:
+    xp = array_namespace(y)
+    eps, largest = float(xp.finfo(y.dtype).eps), to_float(xp.max(xp.abs(A.H @ y)))
+    return max(1e-10 if y.dtype == xp.float64 else 1e-5, min(3 * eps * largest / lam, 1e-4))
 
 
 def _on_support(

@@ -1033,6 +1033,19 @@ def test_unrolled_says_what_is_wrong():
     assert float(found.gradient) == 4.5  # x_2 = 3/2 (1, 1) theta
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (9, 4)])
+def test_lasso_where_lambda_goes_to_zero(shape, rng):
+    """The support no longer changes, and x is affine in λ: dJ/dθ is λ times a constant."""
+    A, y, z = rng.standard_normal(shape), rng.standard_normal(shape[0]), np.ones(shape[1])
+    top, slopes = np.abs(A.T @ y).max(), []
+    for share in (1e-5, 1e-7, 1e-9):
+        theta = math.log(share * top)
+        found = bilevel.lasso(A, y, np.array(theta), least_squares(None, z))
+        assert found.margin > 0
+        slopes.append(float(found.gradient) / share)
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-3)
+
+
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_a_step_in_place_changes_no_kept_state(library, slots):

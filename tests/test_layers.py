@@ -74,7 +74,7 @@ PUBLIC = {
 
 # What the book teaches; behind it stand arrays, test problems and checks.
 ALGORITHMS = tuple(name for name in MATHEMATICS if name not in ("arrays", "problems", "checks"))
-LINE_BUDGET = 2580
+LINE_BUDGET = 2590
 
 
 def imports(path: Path, *, top_only: bool = False) -> list[tuple[str, str]]:
