@@ -1021,7 +1021,8 @@ def learned_step(gradient: Callable[[Array, int], Array], *, hidden: int = 4) ->
         m_{k+1}=\beta m_k+(1-\beta)g_k,\qquad
         w_{k+1}=w_k-e^{\theta_0}\bigl(g_k+s_k\,a^\top\tanh(B\,(g_k,m_{k+1})/s_k+c)\bigr),
 
-    :math:`s_k` the root mean square of :math:`g_k`, :math:`\beta=1/(1+e^{-\theta_1})`, and
+    :math:`s_k` the root mean square of :math:`g_k` (with a floor: 1e-77, in single precision
+    3e-10), :math:`\beta=1/(1+e^{-\theta_1})`, and
     :math:`\theta=(\theta_0,\theta_1,a,c,B)` of size 2 + 4 ``hidden``. With a = 0
     (:func:`learned_start`) it is gradient descent: training starts from a method that works. It is
     fitted to the tasks that it is trained on and to their number of steps; nothing is promised
