@@ -138,6 +138,13 @@ def _slope(outer: Functional, x: Array) -> Array:
     return as_real(g, "the gradient of the outer loss", shape=tuple(x.shape), like=x)
 
 
+def _check(start: Hypergradient | None) -> None:
+    require(
+        start is None or isinstance(start, Hypergradient),
+        f"start must be a Hypergradient, of a theta nearby: got {type(start).__name__}",
+    )
+
+
 def _loss(outer: Functional, x: Array) -> float:
     return as_scalar(detach(outer(x)), "the outer loss")
 
@@ -218,6 +225,7 @@ def _both(
     residual of rtol ‖b‖ may put x off by rtol ‖b‖/μ. Unless that is below √rtol ‖x‖, both are
     solved again. (A plain one, D = I, needs no such care: all residuals lie in the range of Aᵀ.)
     """
+    _check(start)
     x, psi = (None, None) if start is None else (start.x, start.adjoint)
     goal, floor = rtol**0.5, 10 * float(array_namespace(y).finfo(y.dtype).eps)
     steps = (0, 0)
@@ -306,6 +314,7 @@ def tikhonov(
     pairs, outer = _penalties(D, theta, A.in_shape), _outer(outer)
     H, xp = _normal(A, pairs, y), array_namespace(y)
     rtol, plain = as_scalar(rtol, "rtol", positive=True), D is None and theta.ndim == 0
+    as_scalar(lip_outer or 0.0, "lip_outer", minimum=0.0)
     x, v, psi, steps = _both(H, A, y, outer, start, rtol, max_iter, plain)
     slopes, bound = [-detach(w * (each @ psi) * (each @ x)) for w, each in pairs], None
     if isinstance(D, (list, tuple)):
@@ -521,6 +530,7 @@ def lasso(
     """
     A, y, theta = _data(A, y, theta, ())
     lam = to_float(_weights(theta))
+    _check(start)
     rtol = _gap(A, y, lam) if rtol is None else rtol
     found = proximal.lasso(A, y, lam, None if start is None else start.x, rtol=rtol)
     both = _on_support(A, y, found, lam, 0.0, _outer(outer))
@@ -556,6 +566,7 @@ def elastic_net(
     """
     A, y, theta = _data(A, y, theta, (2,))
     lam1, lam2 = (to_float(lam) for lam in _weights(theta))
+    _check(start)
     rtol = _gap(A, y, lam1) if rtol is None else rtol
     found = proximal.elastic_net(A, y, lam1, lam2, None if start is None else start.x, rtol=rtol)
     return _on_support(A, y, found, lam1, lam2, _outer(outer))

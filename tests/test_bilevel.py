@@ -1929,7 +1929,7 @@ def test_bad_input_of_tikhonov_alone():
         (np.zeros(3), {"D": operators.difference(3)}, "theta must have"),
         (np.array(0.0), {"rtol": 0.0}, "rtol"),
         (np.array(0.0), {"max_iter": -1}, "max_iter"),
-        (np.array(0.0), {"lip_outer": -1.0}, "lip_grad"),
+        (np.array(0.0), {"lip_outer": -1.0}, "lip_outer"),
     ):
         with pytest.raises(ValueError, match=words):
             bilevel.tikhonov(A, y, theta, outer, **options)
@@ -2017,6 +2017,19 @@ def test_tikhonov_where_lambda_goes_to_infinity(rng):
     for theta in (45.0, 60.0, 80.0, 300.0):
         with pytest.raises(ValueError, match="singular to rounding|must be solved"):
             bilevel.tikhonov(A, y, np.array(theta), least_squares(None, truth), D=D)
+
+
+def test_a_start_must_be_a_hypergradient():
+    A, y, outer = np.eye(3), np.ones(3), least_squares(None, np.zeros(3))
+    for call, theta in (
+        (bilevel.tikhonov, np.array(0.0)),
+        (bilevel.lasso, np.array(-1.0)),
+        (bilevel.elastic_net, np.array([-1.0, 0.0])),
+    ):
+        with pytest.raises(ValueError, match="start must be a Hypergradient, .* got ndarray"):
+            call(A, y, theta, outer, start=np.zeros(3))
+    with pytest.raises(ValueError, match="lip_outer is too small"):
+        bilevel.tikhonov(A, y, np.array(0.0), outer, D=A, lip_outer=-1.0)
 
 
 def test_an_outer_loss_that_is_not_finite_is_named(torch):
